@@ -1,0 +1,61 @@
+"""Weight files: read any public wrapping, write atomically.
+
+Public super-resolution files hold `{"params_ema": state}`, `{"params": state}` or the bare state
+dict (BasicSR, official SwinIR, ESRGAN); all three are read. Nothing is ever unpickled beyond
+tensors and plain containers (`weights_only=True`).
+"""
+
+import os
+import pickle
+from pathlib import Path
+
+import torch
+
+
+def load_file(path: str | Path) -> dict:
+    """Read a torch file on the CPU.
+
+    Raises FileNotFoundError if it does not exist, ValueError if it is truncated, not a torch file,
+    or holds anything but a dict of tensors and plain values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; give the path of a checkpoint (.pt, .pth)")
+    try:
+        data = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise ValueError(f"{path}: not a readable weight file ({reason})") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: holds a {type(data).__name__}, not a dict of weights")
+    return data
+
+
+def read_state(path: str | Path) -> dict[str, torch.Tensor]:
+    """The network's state dict in a file, whatever its wrapping; EMA weights are preferred.
+
+    A training run's `last.pt` is read as well: it keeps its EMA under "params_ema".
+    """
+    data = load_file(path)
+    for key in ("params_ema", "params", "state_dict"):
+        if isinstance(data.get(key), dict):
+            data = data[key]
+            break
+    if not data or not all(isinstance(v, torch.Tensor) for v in data.values()):
+        raise ValueError(f"{path}: no weights found (params_ema, params or a bare state dict)")
+    return {key.removeprefix("module."): value for key, value in data.items()}
+
+
+def save_atomic(obj: dict, path: str | Path) -> None:
+    """torch.save so that `path` is at every moment the old file or the complete new one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(obj, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,422 @@
+"""Multi-GT training and test sets: layout, label vote, draws (HGGT, CVPR 2023; paper Sec. 3.2, 4).
+
+A set is one original ground truth and its enhanced versions. Four layouts are understood:
+
+    ROOT/Train/images/<range>/{original,01,02,03,04}/   HGGT train, with Train/labels/<range>/{A,B,C}
+    ROOT/images/{original,01,02,03,04}/                 HGGT Test-100, with ROOT/labels/{A,B,C}
+    ROOT/{original,ANY,...}/                            one's own multi-GT set, no labels
+    ROOT/*.png                                          a flat folder: every image is its own set
+
+Files are NAME.png in `original` (or `Original`), NAME_01.png or NAME.png in folder 01, and so on;
+labels are one NAME.json per annotator. Images are 8-bit RGB PNG.
+"""
+
+import hashlib
+import json
+import os
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+ANNOTATORS = ("A", "B", "C")
+LABEL_VALUES = {"positive": 1, "similar": 0, "negative": -1}
+INDEX_FILE = ".multi_gt_index.json"
+LAYOUT_HELP = "expected Train/images/<range>/original, images/original, original or *.png in it"
+
+
+@dataclass
+class MultiGT:
+    """An indexed multi-GT set of n sets with K images each."""
+
+    root: str
+    names: list[str]  # n
+    paths: list[list[str]]  # n x K, the original first
+    labels: np.ndarray | None  # (n, K) int8: +1 positive, 0 similar, -1 negative; original 0
+    sizes: np.ndarray  # (n, 2) height, width in pixels
+
+
+def vote(labels: list[str]) -> str:
+    """Final label of one enhanced GT from its three annotators (HGGT; paper Sec. 3.2).
+
+    labels: three of "positive", "similar", "negative", any order.
+    Returns the majority label; "similar" when all three differ.
+    Raises ValueError naming the first unknown label, or the count if it is not three.
+    """
+    if len(labels) != 3:
+        raise ValueError(f"{len(labels)} labels, not three")
+    for label in labels:
+        if label not in LABEL_VALUES:
+            raise ValueError(f"unknown label {label!r}; use {', '.join(LABEL_VALUES)}")
+    winner = max(LABEL_VALUES, key=labels.count)
+    return winner if labels.count(winner) >= 2 else "similar"
+
+
+# ---------------------------------------------------------------------------------- files
+
+
+def png_size(path: str | Path) -> tuple[int, int]:
+    """(height, width) of an 8-bit RGB PNG from its header and trailer alone, without decoding.
+
+    Raises ValueError naming the file if it is no PNG, truncated, or not 8-bit RGB.
+    """
+    with open(path, "rb") as file:
+        head = file.read(33)
+        file.seek(0, os.SEEK_END)
+        file.seek(max(0, file.tell() - 12))
+        tail = file.read(12)
+    if len(head) < 33 or head[:8] != b"\x89PNG\r\n\x1a\n" or zlib.crc32(head[12:29]) != int.from_bytes(
+        head[29:33], "big"
+    ):
+        raise ValueError(f"{path}: not a PNG file; convert it to 8-bit RGB PNG")
+    if tail[4:8] != b"IEND":
+        raise ValueError(f"{path}: truncated PNG; copy it again")
+    width, height, bits, colour = struct.unpack(">IIBB", head[16:26])
+    if (bits, colour) != (8, 2):
+        kind = {0: "grey", 2: "RGB", 3: "palette", 4: "grey+alpha", 6: "RGBA"}.get(colour, "?")
+        raise ValueError(f"{path}: {bits}-bit {kind} PNG; convert it to 8-bit RGB")
+    return height, width
+
+
+def read_rgb(path: str | Path) -> np.ndarray:
+    """Decode one 8-bit RGB image to uint8 (H, W, 3). Raises ValueError naming the file."""
+    try:
+        with Image.open(path) as image:
+            if image.mode != "RGB":
+                raise ValueError(f"{path}: mode {image.mode}; convert it to 8-bit RGB")
+            return np.asarray(image)
+    except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for broken PNG chunks
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(f"{path}: unreadable image ({error}); copy it again") from error
+
+
+def read_votes(path: str | Path, folders: list[str]) -> list[str]:
+    """One annotator's labels for the enhanced GTs of one set, in the order of `folders`.
+
+    Raises ValueError naming the file for malformed JSON, an absent member or an unknown label.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            pictures = json.load(file)
+        by_folder = {
+            str(p["File"]): p["Label"]
+            for key, p in pictures.items()
+            if key.startswith("Picture_") and p["Label"] is not None
+        }
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: malformed label JSON ({error}); see Data in README.md") from error
+    labels = []
+    for folder in folders:
+        if folder not in by_folder:
+            raise ValueError(f"{path}: no label for member {folder}")
+        label = str(by_folder[folder]).lower()
+        if label not in LABEL_VALUES:
+            raise ValueError(
+                f"{path}: unknown label {by_folder[folder]!r} for member {folder}; "
+                "use Positive, Similar or Negative"
+            )
+        labels.append(label)
+    return labels
+
+
+# ---------------------------------------------------------------------------------- index
+
+
+def _original_folder(folder: Path) -> Path | None:
+    for name in ("original", "Original"):  # HGGT's own configs spell it both ways
+        if (folder / name).is_dir():
+            return folder / name
+    return None
+
+
+def _image_folders(root: Path) -> list[Path]:
+    """The folders that hold `original`, or [root] for a flat folder."""
+    if not root.exists():
+        raise FileNotFoundError(f"{root}: no such folder; {LAYOUT_HELP}")
+    if not root.is_dir():
+        raise ValueError(f"{root}: is a file, not a data folder; {LAYOUT_HELP}")
+    for top in (root / "Train" / "images", root / "images", root):
+        if not top.is_dir():
+            continue
+        if _original_folder(top):
+            return [top]
+        ranges = sorted(d for d in top.iterdir() if d.is_dir() and _original_folder(d))
+        if ranges:
+            return ranges
+    if any(root.glob("*.png")):
+        return [root]
+    raise ValueError(f"{root}: no images found; {LAYOUT_HELP}")
+
+
+def _label_folder(images: Path) -> Path | None:
+    """Train/images/<range> -> Train/labels/<range>; None where no labels folder exists."""
+    parts = list(images.parts)
+    if "images" not in parts:
+        return None
+    last = len(parts) - 1 - parts[::-1].index("images")
+    if not Path(*parts[:last], "labels").is_dir():
+        return None
+    return Path(*parts[:last], "labels", *parts[last + 1 :])
+
+
+def _listing(folders: list[Path]) -> str:
+    """Checksum of every file's relative path, size and time under the data folders."""
+    digest = hashlib.sha256()
+    pending = [str(f) for f in folders]
+    while pending:
+        folder = pending.pop()
+        for entry in sorted(os.scandir(folder), key=lambda e: e.name):
+            if entry.is_dir():
+                pending.append(entry.path)
+            elif entry.name.endswith((".png", ".json")) and not entry.name.startswith("."):
+                stat = entry.stat()
+                digest.update(f"{entry.path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _scan(images: Path, problems: list[str]) -> Iterator[tuple[str, list[str], tuple, list | None]]:
+    """Yield (name, paths, size, votes) per set of one image folder; note what is wrong."""
+    original = _original_folder(images)
+    labels = _label_folder(images)
+    if original is None:
+        original, others = images, []
+    elif labels is not None:  # HGGT: exactly these members are labelled
+        others = [images / name for name in ("01", "02", "03", "04")]
+    else:
+        others = sorted(
+            d for d in images.iterdir()
+            if d.is_dir() and d != original and d.name != "labels" and not d.name.startswith(".")
+        )
+        if not others:
+            problems.append(f"{images}: only {original.name}/, no folder of enhanced GTs beside it")
+    for folder in others:
+        if not folder.is_dir():
+            problems.append(f"{folder}: folder of enhanced GTs is missing")
+    others = [folder for folder in others if folder.is_dir()]
+    files = {folder: {e.name for e in os.scandir(folder)} for folder in [original, *others]}
+    names = sorted(f[:-4] for f in files[original] if f.endswith(".png") and f[0] != ".")
+    if not names:
+        problems.append(f"{original}: no PNG images")
+    for name in tqdm(names, desc=f"index {images.name}", unit="set", delay=2, leave=False):
+        found = len(problems)
+        paths = [str(original / f"{name}.png")]
+        for folder in others:
+            candidates = (f"{name}_{folder.name}.png", f"{name}.png")
+            member = next((c for c in candidates if c in files[folder]), None)
+            if member is None:
+                problems.append(f"{folder / candidates[0]}: missing member of set {name}")
+            else:
+                paths.append(str(folder / member))
+        sizes = []
+        for path in paths:
+            try:
+                sizes.append(png_size(path))
+            except (ValueError, OSError) as error:
+                problems.append(str(error))
+        for path, size in zip(paths, sizes, strict=False):
+            if len(sizes) == len(paths) and size != sizes[0]:
+                problems.append(f"{path}: {size[1]}x{size[0]}, its original is "
+                                f"{sizes[0][1]}x{sizes[0][0]}")
+        votes = None
+        if labels is not None:
+            votes = []
+            for annotator in ANNOTATORS:
+                file = labels / annotator / f"{name}.json"
+                if not file.is_file():
+                    problems.append(f"{file}: annotator {annotator} is missing for set {name}")
+                    continue
+                try:
+                    votes.append(read_votes(file, [folder.name for folder in others]))
+                except ValueError as error:
+                    problems.append(str(error))
+        if len(problems) == found:
+            yield name, paths, sizes[0], votes
+
+
+def index_sets(root: str | Path) -> tuple[MultiGT, list[str]]:
+    """One pass over a data folder: every set that is whole, and a line for all that is wrong.
+
+    The index of a sound folder is kept in ROOT/.multi_gt_index.json under a checksum of all file
+    names, sizes and times, because opening HGGT's 60,000 label files again is slow.
+    Raises FileNotFoundError or ValueError if the folder has none of the layouts.
+    """
+    root = Path(root)
+    folders = _image_folders(root)
+    checksum = _listing(folders + [f for f in map(_label_folder, folders) if f and f.is_dir()])
+    cache = root / INDEX_FILE
+    try:
+        stored = json.loads(cache.read_text())
+        if stored["listing"] == checksum:
+            labels = None if stored["labels"] is None else np.array(stored["labels"], np.int8)
+            sizes = np.array(stored["sizes"])
+            return MultiGT(str(root), stored["names"], stored["paths"], labels, sizes), []
+    except (OSError, ValueError, KeyError):
+        pass  # no cache yet, or an unreadable one: index again
+    problems: list[str] = []
+    rows = [row for folder in folders for row in _scan(folder, problems)]
+    counts = {len(row[1]) for row in rows}
+    if len(counts) > 1:
+        problems.append(f"{root}: range folders differ in their number of GTs ({sorted(counts)})")
+    unlabelled = [row[0] for row in rows if row[3] is None]
+    if unlabelled and len(unlabelled) < len(rows):
+        problems.append(f"{root}: some range folders have labels and some have not")
+    labels = None
+    if rows and not unlabelled:
+        labels = np.array(
+            [[0] + [LABEL_VALUES[vote(list(v))] for v in zip(*row[3], strict=True)] for row in rows],
+            np.int8,
+        )
+    sets = MultiGT(
+        root=str(root),
+        names=[row[0] for row in rows],
+        paths=[row[1] for row in rows],
+        labels=labels,
+        sizes=np.array([row[2] for row in rows]).reshape(-1, 2),
+    )
+    if not problems:
+        stored = {
+            "listing": checksum,
+            "names": sets.names,
+            "paths": sets.paths,
+            "labels": None if labels is None else labels.tolist(),
+            "sizes": sets.sizes.tolist(),
+        }
+        temporary = root / f"{INDEX_FILE}.{os.getpid()}.tmp"
+        try:
+            temporary.write_text(json.dumps(stored))
+            os.replace(temporary, cache)
+        except OSError:
+            pass  # a read-only data folder is indexed anew by every run
+    return sets, problems
+
+
+def load_sets(root: str | Path) -> MultiGT:
+    """The index of a sound data folder.
+
+    Raises ValueError with the first problem and the count of the others.
+    """
+    sets, problems = index_sets(root)
+    if problems:
+        more = f" (and {len(problems) - 1} more; see --check-data)" if len(problems) > 1 else ""
+        raise ValueError(problems[0] + more)
+    return sets
+
+
+def check_data(root: str | Path) -> list[str]:
+    """Index, decode every image, print counts, sizes and the label histogram; return problems."""
+    sets, problems = index_sets(root)
+    for path in tqdm([p for row in sets.paths for p in row], desc="decode", unit="image", delay=2):
+        try:
+            read_rgb(path)
+        except (ValueError, OSError) as error:
+            problems.append(str(error))
+    print(f"{root}: {len(sets.names)} sets of {len(sets.paths[0]) if sets.paths else 0} images")
+    for (height, width), count in zip(*np.unique(sets.sizes, axis=0, return_counts=True), strict=True):
+        print(f"  {width}x{height}: {count} sets")
+    if sets.labels is None:
+        print("  no labels (samplers upos and smp need them)")
+    else:
+        enhanced = sets.labels[:, 1:]
+        for label, value in LABEL_VALUES.items():
+            per_member = " ".join(str(int(c)) for c in (enhanced == value).sum(0))
+            print(f"  {label}: {int((enhanced == value).sum())} (by member: {per_member})")
+        print(f"  sets without a positive: {int((enhanced != 1).all(1).sum())}, "
+              f"with a negative: {int((enhanced == -1).any(1).sum())}")
+    for problem in problems:
+        print(f"  WRONG: {problem}")
+    print(f"  {len(problems)} problems")
+    return problems
+
+
+# ---------------------------------------------------------------------------------- draws
+
+
+class Draws(torch.utils.data.Dataset):
+    """Training samples addressed by their draw number: sample = f(seed, draw), and nothing else.
+
+    sets:       the indexed data
+    weights:    (n, K) sampling weights over the GTs of each set, rows of zeros are dropped; or None
+                to return the patches of all K GTs (amo chooses later, on the training device)
+    patch_size: GT patch side in pixels, a multiple of `scale`
+    degrade:    (image uint8 (H, W, 3), top, left, patch_size, rng) -> LQ patch uint8 (h, w, 3);
+                always given the original (the LQ comes from it whatever the GT)
+    prepare:    optional uint8 (H, W, 3) -> the same, applied to a decoded image (stage one's USM)
+
+    A sample is {"lq": uint8 (3, h, w), "gts": uint8 (K or 1, 3, H, W), "choice": int, "draw": int};
+    choice is the member of the set that was drawn, -1 where all are returned.
+    """
+
+    def __init__(
+        self,
+        sets: MultiGT,
+        weights: np.ndarray | None,
+        patch_size: int,
+        seed: int,
+        degrade: Callable[..., np.ndarray],
+        scale: int = 4,
+        prepare: Callable[[np.ndarray], np.ndarray] | None = None,
+    ):
+        if patch_size % scale:
+            raise ValueError(f"--patch-size {patch_size}: must be a multiple of {scale}")
+        too_small = np.flatnonzero((sets.sizes < patch_size).any(1))
+        if len(too_small):
+            height, width = sets.sizes[too_small[0]]
+            raise ValueError(f"{sets.paths[too_small[0]][0]}: {width}x{height} is smaller than "
+                             f"--patch-size {patch_size} ({len(too_small)} such sets)")
+        self.sets, self.weights, self.patch_size = sets, weights, patch_size
+        self.seed, self.degrade, self.scale, self.prepare = seed, degrade, scale, prepare
+        self.eligible = np.arange(len(sets.names))
+        if weights is not None:
+            self.eligible = np.flatnonzero(weights.sum(1) > 0)
+        if not len(self.eligible):
+            raise ValueError(f"{sets.root}: no set has a GT that this sampler may choose")
+        self._order = (-1, self.eligible)  # epoch and its permutation
+
+    def set_of(self, draw: int) -> int:
+        """Which set a draw uses: every eligible set once per epoch, in a fresh random order."""
+        epoch, position = divmod(draw, len(self.eligible))
+        if self._order[0] != epoch:
+            rng = np.random.default_rng((self.seed, epoch, 1))
+            self._order = (epoch, rng.permutation(self.eligible))
+        return int(self._order[1][position])
+
+    def __getitem__(self, draw: int) -> dict[str, torch.Tensor | int]:
+        index, size, scale = self.set_of(draw), self.patch_size, self.scale
+        # One order of random numbers for all samplers, so that they see the same LQ patches.
+        rng = np.random.default_rng((self.seed, draw))
+        height, width = self.sets.sizes[index]
+        top = int(rng.integers((height - size) // scale + 1)) * scale
+        left = int(rng.integers((width - size) // scale + 1)) * scale
+        flip, pick = rng.random() < 0.5, rng.random()  # horizontal flip only (RECIPE: augment)
+        if self.weights is None:
+            choice, members = -1, range(len(self.sets.paths[index]))
+        else:
+            cumulative = np.cumsum(self.weights[index])
+            choice = int(np.searchsorted(cumulative / cumulative[-1], pick, side="right"))
+            members = [choice]
+        images = {0: self._read(index, 0)}
+        gts = []
+        for k in members:
+            if k not in images:
+                images[k] = self._read(index, k)
+            gts.append(images[k][top : top + size, left : left + size])
+        lq = self.degrade(images[0], top, left, size, rng)
+        if flip:
+            lq, gts = lq[:, ::-1], [gt[:, ::-1] for gt in gts]
+        return {
+            "lq": torch.from_numpy(np.ascontiguousarray(lq.transpose(2, 0, 1))),
+            "gts": torch.from_numpy(np.ascontiguousarray(np.stack(gts).transpose(0, 3, 1, 2))),
+            "choice": choice,
+            "draw": draw,
+        }
+
+    def _read(self, index: int, member: int) -> np.ndarray:
+        image = read_rgb(self.sets.paths[index][member])
+        return image if self.prepare is None else self.prepare(image)
