@@ -1,12 +1,15 @@
-"""Weight files: read any public wrapping, write atomically.
+"""Files: weights in any public wrapping, and atomic writes of weights and tables.
 
 Public super-resolution files hold `{"params_ema": state}`, `{"params": state}` or the bare state
 dict (BasicSR, official SwinIR, ESRGAN); all three are read. Nothing is ever unpickled beyond
 tensors and plain containers (`weights_only=True`).
 """
 
+import csv
+import io
 import os
 import pickle
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -56,6 +59,26 @@ def save_atomic(obj: dict, path: str | Path) -> None:
             torch.save(obj, file)
             file.flush()
             os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_csv(
+    path: str | Path, header: Sequence[str], rows: Iterable[Sequence], comments: Sequence[str] = ()
+) -> None:
+    """Write a CSV so that `path` is at every moment the old file or the complete new one.
+
+    comments: lines put before the header, each with "# " in front.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = io.StringIO()
+    text.writelines(f"# {line}\n" for line in comments)
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text.getvalue(), encoding="utf-8")
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -2,15 +2,16 @@
 
 A set is one original ground truth and its enhanced versions. Four layouts are understood:
 
-    ROOT/Train/images/<range>/{original,01,02,03,04}/   HGGT train, with Train/labels/<range>/{A,B,C}
-    ROOT/images/{original,01,02,03,04}/                 HGGT Test-100, with ROOT/labels/{A,B,C}
-    ROOT/{original,ANY,...}/                            one's own multi-GT set, no labels
-    ROOT/*.png                                          a flat folder: every image is its own set
+    ROOT/Train/images/<range>/{original,01,02,03,04}/  HGGT train; Train/labels/<range>/{A,B,C}/
+    ROOT/images/{original,01,02,03,04}/                HGGT Test-100; ROOT/labels/{A,B,C}/
+    ROOT/{original,ANY,...}/                           one's own multi-GT set, no labels
+    ROOT/*.png                                         a flat folder: every image is its own set
 
 Files are NAME.png in `original` (or `Original`), NAME_01.png or NAME.png in folder 01, and so on;
 labels are one NAME.json per annotator. Images are 8-bit RGB PNG.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -71,9 +72,7 @@ def png_size(path: str | Path) -> tuple[int, int]:
         file.seek(0, os.SEEK_END)
         file.seek(max(0, file.tell() - 12))
         tail = file.read(12)
-    if len(head) < 33 or head[:8] != b"\x89PNG\r\n\x1a\n" or zlib.crc32(head[12:29]) != int.from_bytes(
-        head[29:33], "big"
-    ):
+    if head[:8] != b"\x89PNG\r\n\x1a\n" or zlib.crc32(head[12:29]).to_bytes(4, "big") != head[29:]:
         raise ValueError(f"{path}: not a PNG file; convert it to 8-bit RGB PNG")
     if tail[4:8] != b"IEND":
         raise ValueError(f"{path}: truncated PNG; copy it again")
@@ -110,8 +109,9 @@ def read_votes(path: str | Path, folders: list[str]) -> list[str]:
             for key, p in pictures.items()
             if key.startswith("Picture_") and p["Label"] is not None
         }
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: malformed label JSON ({error}); see Data in README.md") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"malformed label JSON ({error}); see Data in README.md"
+        raise ValueError(f"{path}: {reason}") from error
     labels = []
     for folder in folders:
         if folder not in by_folder:
@@ -166,8 +166,8 @@ def _label_folder(images: Path) -> Path | None:
     return Path(*parts[:last], "labels", *parts[last + 1 :])
 
 
-def _listing(folders: list[Path]) -> str:
-    """Checksum of every file's relative path, size and time under the data folders."""
+def _listing(root: Path, folders: list[Path]) -> str:
+    """Checksum of every file's path relative to root, size and time under the data folders."""
     digest = hashlib.sha256()
     pending = [str(f) for f in folders]
     while pending:
@@ -177,15 +177,16 @@ def _listing(folders: list[Path]) -> str:
                 pending.append(entry.path)
             elif entry.name.endswith((".png", ".json")) and not entry.name.startswith("."):
                 stat = entry.stat()
-                digest.update(f"{entry.path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+                name = os.path.relpath(entry.path, root)
+                digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 
 def _scan(images: Path, problems: list[str]) -> Iterator[tuple[str, list[str], tuple, list | None]]:
     """Yield (name, paths, size, votes) per set of one image folder; note what is wrong."""
     original = _original_folder(images)
-    labels = _label_folder(images)
-    if original is None:
+    labels = _label_folder(images) if original else None
+    if original is None:  # a flat folder
         original, others = images, []
     elif labels is not None:  # HGGT: exactly these members are labelled
         others = [images / name for name in ("01", "02", "03", "04")]
@@ -249,14 +250,15 @@ def index_sets(root: str | Path) -> tuple[MultiGT, list[str]]:
     """
     root = Path(root)
     folders = _image_folders(root)
-    checksum = _listing(folders + [f for f in map(_label_folder, folders) if f and f.is_dir()])
+    labelled = [f for f in map(_label_folder, folders) if f and f.is_dir()]
+    checksum = _listing(root, folders + labelled)
     cache = root / INDEX_FILE
     try:
         stored = json.loads(cache.read_text())
         if stored["listing"] == checksum:
             labels = None if stored["labels"] is None else np.array(stored["labels"], np.int8)
-            sizes = np.array(stored["sizes"])
-            return MultiGT(str(root), stored["names"], stored["paths"], labels, sizes), []
+            paths = [[os.path.join(root, p) for p in row] for row in stored["paths"]]
+            return MultiGT(str(root), stored["names"], paths, labels, np.array(stored["sizes"])), []
     except (OSError, ValueError, KeyError):
         pass  # no cache yet, or an unreadable one: index again
     problems: list[str] = []
@@ -269,10 +271,8 @@ def index_sets(root: str | Path) -> tuple[MultiGT, list[str]]:
         problems.append(f"{root}: some range folders have labels and some have not")
     labels = None
     if rows and not unlabelled:
-        labels = np.array(
-            [[0] + [LABEL_VALUES[vote(list(v))] for v in zip(*row[3], strict=True)] for row in rows],
-            np.int8,
-        )
+        members = [[vote(list(v)) for v in zip(*row[3], strict=True)] for row in rows]
+        labels = np.array([[0] + [LABEL_VALUES[m] for m in row] for row in members], np.int8)
     sets = MultiGT(
         root=str(root),
         names=[row[0] for row in rows],
@@ -284,16 +284,14 @@ def index_sets(root: str | Path) -> tuple[MultiGT, list[str]]:
         stored = {
             "listing": checksum,
             "names": sets.names,
-            "paths": sets.paths,
+            "paths": [[os.path.relpath(p, root) for p in row] for row in sets.paths],
             "labels": None if labels is None else labels.tolist(),
             "sizes": sets.sizes.tolist(),
         }
         temporary = root / f"{INDEX_FILE}.{os.getpid()}.tmp"
-        try:
+        with contextlib.suppress(OSError):  # a read-only data folder is indexed anew by every run
             temporary.write_text(json.dumps(stored))
             os.replace(temporary, cache)
-        except OSError:
-            pass  # a read-only data folder is indexed anew by every run
     return sets, problems
 
 
@@ -318,7 +316,8 @@ def check_data(root: str | Path) -> list[str]:
         except (ValueError, OSError) as error:
             problems.append(str(error))
     print(f"{root}: {len(sets.names)} sets of {len(sets.paths[0]) if sets.paths else 0} images")
-    for (height, width), count in zip(*np.unique(sets.sizes, axis=0, return_counts=True), strict=True):
+    shapes, counts = np.unique(sets.sizes, axis=0, return_counts=True)
+    for (height, width), count in zip(shapes, counts, strict=True):
         print(f"  {width}x{height}: {count} sets")
     if sets.labels is None:
         print("  no labels (samplers upos and smp need them)")

@@ -1,0 +1,610 @@
+"""Which NR-IQA metric agrees with people on super-resolved images? (paper Sec. 3, 7; Tables 1-4, 6)
+
+    python analyze_iqa.py --pairs datasets/SBS180K/train.csv \
+        --pairs-test datasets/SBS180K/test.csv --sets datasets/HGGT  # CPU or one GPU, the paper's
+    torchrun --nproc_per_node=4 analyze_iqa.py ...                   # the same on four
+    python analyze_iqa.py --pairs my.csv --columns image1=left image2=right score=votes \
+        --metrics musiq piqe q=demo.quality:q@q.pt                   # own pairs, own metric named q
+
+In:  --pairs, --pairs-test: CSV manifests image1,image2,score[,model1,model2]; paths relative to the
+     manifest's folder, score = fraction of raters that prefer the second image. --sets: HGGT.
+Out: --out (default results/analysis) with table6.csv and table1.csv (phase I: a few pairs of every
+     two models compared), table2.csv and table3.csv (phase II: all pairs, the best seven metrics),
+     table4.csv (HGGT, with Sec. 7.1's percentages), the paper's columns first and the protocol in
+     lines with #; and scores/<metric>.csv, one row per image, so that an interrupted run goes on
+     where it stopped. After a change to the code of one's own metric, delete its file there.
+"""
+
+import argparse
+import contextlib
+import csv
+import hashlib
+import importlib
+import os
+import platform
+import re
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+from tqdm import tqdm
+
+from models.hggt import load_sets, read_rgb
+from models.iqa import load_iqa
+
+# PAPER: Table 6, best first; the first seven are Table 1's
+METRICS = (
+    "paq2piq", "nima", "musiq", "liqe", "arniqa-tid", "qalign", "topiq_nr",
+    "hyperiqa", "arniqa-kadid", "liqe_mix", "arniqa-flive", "topiq_nr-spaq", "arniqa-csiq",
+    "musiq-spaq", "nima-vgg16-ava", "maniqa", "clipiqa+", "maniqa-kadid", "tres",
+    "clipiqa+_vitL14_512", "musiq-paq2piq", "maniqa-pipal", "clipiqa+_rn50_512", "dbcnn", "clipiqa",
+    "arniqa-live", "arniqa-clive", "arniqa-spaq", "arniqa", "musiq-ava", "nrqm", "cnniqa",
+    "tres-flive", "pi", "brisque_matlab", "wadiqam_nr", "topiq_nr-flive", "ilniqe", "niqe",
+    "brisque", "niqe_matlab", "piqe",
+)  # fmt: skip
+DISPLAY = {
+    "paq2piq": "PaQ-2-PiQ", "nima": "NIMA", "musiq": "MUSIQ", "liqe": "LIQE",
+    "arniqa-tid": "ARNIQA-TID", "qalign": "Q-Align", "topiq_nr": "TOPIQ-NR",
+}  # fmt: skip
+TOP = 7  # PAPER: Sec. 3.1, metrics that go on to phase II and HGGT
+RESAMPLES = 1000  # of the bootstrap
+COLUMNS = ("image1", "image2", "score", "model1", "model2")  # of a manifest
+
+
+# ------------------------------------------------------------------------- the tables' maths
+
+
+def draw_phase1(
+    models: list[tuple[str, str]] | None, n: int, seed: int, each: int = 3, uniform: int = 1212
+) -> np.ndarray:
+    """Phase I's subset: `each` random pairs of every two models compared (paper Sec. 3.1).
+
+    models: the two models of each of the n pairs, in any order; two that are compared in fewer
+            pairs give all they have. None if unknown: `uniform` pairs are drawn from all.
+    Returns the sorted indices of the drawn pairs, ties (score 0.5) among them.
+    """
+    rng = np.random.default_rng(seed)
+    if models is None:
+        return np.sort(rng.choice(n, min(n, uniform), replace=False))
+    compared: dict[tuple, list[int]] = {}
+    for i, pair in enumerate(models):
+        compared.setdefault(tuple(sorted(pair)), []).append(i)
+    drawn = [rng.choice(rows, min(each, len(rows)), replace=False)
+             for _, rows in sorted(compared.items())]
+    return np.sort(np.concatenate(drawn))
+
+
+def verdicts(quality1: np.ndarray, quality2: np.ndarray, score: np.ndarray) -> np.ndarray:
+    """Does the metric prefer the image that most raters prefer? (paper Sec. 3.1)
+
+    quality1, quality2: (n,) up = better, NaN where the image could not be scored
+    score: (n,) in [0, 1], fraction of raters that prefer the second image
+    Returns (n,) int8: 1 yes, 0 no, -1 left out (raters tied, or no quality).
+    """
+    raters = np.sign(np.round(score, 6) - 0.5)
+    # ASSUMED: equal quality is a miss, as the metric then prefers neither; the paper is silent.
+    metric = np.sign(quality2 - quality1)
+    # PAPER: Sec. 3.1 leaves ties out of phase II; Table 6's values, all k/1136 of 1212 pairs, show
+    # that phase I did so too.
+    left_out = (raters == 0) | np.isnan(metric)
+    return np.where(left_out, -1, metric == raters).astype(np.int8)
+
+
+def accuracy(verdict: np.ndarray) -> float:
+    """Percentage of yes among the yes and no of `verdicts`; NaN if there are none."""
+    judged = verdict[verdict >= 0]
+    return 100 * float(judged.mean()) if len(judged) else float("nan")
+
+
+def bootstrap(verdict: np.ndarray, seed: int) -> np.ndarray:
+    """95 % percentile intervals of M accuracies, each resample the same pairs for all metrics.
+
+    verdict: (M, n) of `verdicts`. Returns (M, 2) in per cent, NaN without pairs. Pairs on which all
+    metrics behave alike are interchangeable, so their number is drawn (multinomial), not the pairs.
+    """
+    verdict = verdict[:, (verdict >= 0).any(0)]
+    if not verdict.size:
+        return np.full((len(verdict), 2), np.nan)
+    kinds, counts = np.unique(verdict, axis=1, return_counts=True)
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(counts.sum(), counts / counts.sum(), RESAMPLES).astype(float)
+    with np.errstate(invalid="ignore"):  # 0 / 0 of a metric without pairs
+        accuracies = drawn @ (kinds == 1).T / (drawn @ (kinds >= 0).T)
+    return 100 * np.percentile(accuracies, [2.5, 97.5], axis=0).T
+
+
+def average_ranks(values: np.ndarray) -> np.ndarray:
+    """(n, K) -> (n, K), rank of each value within its row from 1; equals share their mean rank."""
+    below = (values[:, None, :] < values[:, :, None]).sum(2)
+    equal = (values[:, None, :] == values[:, :, None]).sum(2)
+    return below + (equal + 1) / 2
+
+
+def set_measures(quality: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """SRC, PM and NM of one metric on the sets with a negative (paper Sec. 3.2, Table 4).
+
+    quality: (n, K) up = better. labels: (n, K) +1 positive, 0 similar, -1 negative.
+    Returns src, the mean over the sets of Spearman's correlation between quality and label;
+    pm, the fraction of sets in which at least one positive ranks below at least one similar;
+    nm, the same for a negative above a similar; src_sets, the number of sets that have an SRC (none
+    has it where all labels or all qualities are equal).
+    """
+    if not len(quality):
+        return {"src": np.nan, "pm": np.nan, "nm": np.nan, "src_sets": 0}
+    # ASSUMED: of all these sets, also those without a positive (similar), where nothing can be
+    # misaligned; the paper says "the fraction of quintuplets".
+    lowest = {v: np.where(labels == v, quality, np.inf).min(1) for v in (1, 0)}
+    highest = {v: np.where(labels == v, quality, -np.inf).max(1) for v in (0, -1)}
+    x, y = (r - r.mean(1, keepdims=True) for r in map(average_ranks, (quality, labels)))
+    spread = np.sqrt((x**2).sum(1) * (y**2).sum(1))
+    src = (x * y).sum(1)[spread > 0] / spread[spread > 0]
+    return {
+        "src": float(src.mean()) if len(src) else np.nan,
+        "pm": float((lowest[1] < highest[0]).mean()),
+        "nm": float((highest[-1] > lowest[0]).mean()),
+        "src_sets": len(src),
+    }
+
+
+def set_columns(quality: np.ndarray, labels: np.ndarray, n_sets: int) -> dict[str, float]:
+    """A metric's columns of Table 4, and the three percentages of Sec. 7.1.
+
+    quality, labels: (n, K) as in `set_measures`, of the n sets with a negative among n_sets, the
+    original first; a NaN is an image that could not be scored, and its set is left out.
+    """
+    whole = ~np.isnan(quality).any(1)
+    share, q, v = 100 * len(labels) / n_sets, quality[whole], labels[whole]
+    # ASSUMED: the original is one of the similar, as labels are relative to it; the columns named
+    # _enhanced hold the other reading, in which it is left out.
+    columns = set_measures(q, v)
+    columns |= {f"{k}_enhanced": value for k, value in set_measures(q[:, 1:], v[:, 1:]).items()}
+    # PAPER: Sec. 7.1, the metric ranks a negative highest: arg max, as AMO chooses
+    highest = v[np.arange(len(q)), q.argmax(1)] == -1
+    among = 100 * float(highest.mean()) if len(q) else float("nan")
+    return columns | {
+        "sets": len(q), "failures": len(quality) - len(q), "negative_percent": share,
+        "negative_highest_percent": among, "overall_percent": share * among / 100,
+    }
+
+
+# ------------------------------------------------------------------------- inputs
+
+
+class Metric(NamedTuple):
+    name: str  # in the tables: the alias if one is given, else pyiqa's name
+    spec: str  # what load_iqa takes
+    stem: str  # of its files in scores/, with the checksum of its weight file
+
+
+class Pairs(NamedTuple):
+    image1: np.ndarray  # (n,) keys of images
+    image2: np.ndarray  # (n,)
+    score: np.ndarray  # (n,) fraction of raters that prefer image2
+    models: list[tuple[str, str]] | None = None  # n
+
+    def take(self, rows: np.ndarray) -> "Pairs":
+        return Pairs(self.image1[rows], self.image2[rows], self.score[rows])
+
+
+def parse_metric(text: str) -> Metric:
+    """[ALIAS=]NAME[@FILE], NAME of pyiqa or module:function; raises where there is none."""
+    alias, spec, name, file = re.fullmatch(r"(?:([\w.+-]+)=)?(([^@]*)@?(.*))", text).groups()
+    module, _, function = name.partition(":")
+    try:
+        if function:
+            getattr(importlib.import_module(module), function)
+        elif name not in METRICS:  # importing pyiqa takes seconds
+            from pyiqa.default_model_configs import DEFAULT_CONFIGS
+
+            if name not in DEFAULT_CONFIGS:
+                raise ValueError("pyiqa has no such metric; see pyiqa.list_models()")
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"--metrics {text}: {error}") from error
+    stem = re.sub(r"[^\w.+-]", "_", name)
+    if file:
+        if not os.path.isfile(file):
+            raise FileNotFoundError(f"--metrics {text}: no weight file {file}")
+        stem += "-" + hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12]
+    return Metric(alias or name, spec, stem)
+
+
+def add_image(images: dict[str, str], path: str, root: str) -> str:
+    """Add an image of the data folder `root` to those to be scored, {key: path}.
+
+    Returns its key, the path from root's parent: data may be moved without losing its scores.
+    """
+    path = os.path.normpath(os.path.join(root, path))
+    key = os.path.relpath(path, os.path.dirname(root))
+    if key not in images and not os.path.isfile(path):
+        raise FileNotFoundError(path)
+    if images.setdefault(key, path) != path:
+        raise ValueError(f"{path} and {images[key]} would share scores; rename a data folder")
+    return key
+
+
+def read_pairs(path: str, columns: dict[str, str], images: dict[str, str]) -> Pairs:
+    """A manifest image1,image2,score[,model1,model2]; its images are added to `images`.
+
+    columns: the file's own names for those columns, where they differ
+    Raises ValueError naming the absent columns, or the first problems and their number.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path}: no such manifest; expected a CSV image1,image2,score")
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            table = csv.DictReader(line for line in file if not line.startswith("#"))
+            rows, header = list(table), table.fieldnames or []
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: not a CSV text file ({error})") from error
+    column = {c: columns.get(c, c) for c in COLUMNS}
+    if not {"model1", "model2"} & {*columns, *header}:
+        del column["model1"], column["model2"]
+    if absent := [name for name in column.values() if name not in header]:
+        raise ValueError(f"{path}: no column {', '.join(absent)} in {','.join(header)}; "
+                         "name the file's own with --columns image1=... image2=... score=...")
+    if not rows:
+        raise ValueError(f"{path}: no pairs below the header")
+    root = os.path.dirname(os.path.abspath(path))
+    keys, score, problems = {}, [], []
+    for number, row in enumerate(rows, 1):
+        for name in (row[column["image1"]], row[column["image2"]]):
+            try:
+                keys[name] = keys.get(name) or add_image(images, name or "", root)
+            except OSError:
+                problems.append(f"pair {number}: no image {name!r}")
+        try:
+            score.append(float(row[column["score"]]))
+            if not 0 <= score[-1] <= 1:
+                raise ValueError
+        except (ValueError, TypeError):
+            problems.append(f"pair {number}: score {row[column['score']]!r} is not in [0, 1]")
+    if problems:
+        raise ValueError(f"{path}: {len(problems)} problems: " + "; ".join(problems[:3])
+                         + "; ..." * (len(problems) > 3))
+    models = None
+    if "model1" in column:
+        models = [(row[column["model1"]], row[column["model2"]]) for row in rows]
+    image1, image2 = (np.array([keys[r[column[c]]] for r in rows], object) for c in COLUMNS[:2])
+    return Pairs(image1, image2, np.array(score), models)
+
+
+# ------------------------------------------------------------------------- scoring
+
+
+class Scores(NamedTuple):
+    quality: dict[str, float]  # by image key, up = better; an image that failed is absent
+    seconds: float  # the metric's own time for these images, when they were scored
+
+    def of(self, keys: np.ndarray) -> np.ndarray:
+        """Qualities in the shape of the keys, NaN for an image that failed."""
+        return np.array([self.quality.get(k, np.nan) for k in keys.flat]).reshape(keys.shape)
+
+    def on(self, pairs: Pairs) -> np.ndarray:
+        return verdicts(self.of(pairs.image1), self.of(pairs.image2), pairs.score)
+
+
+def init_distributed() -> tuple[int, int, torch.device]:
+    """(rank, world size, device); a process group only under torchrun."""
+    world, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
+    if world > 1:
+        # Only text is exchanged, and a rank may wait long for another's last image: gloo suits.
+        dist.init_process_group("gloo", timeout=timedelta(days=7))
+    torch.backends.cudnn.allow_tf32 = False  # it moves scores in the third digit
+    device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    return int(os.environ.get("RANK", 0)), world, device
+
+
+def gather(world: int, item: object = None) -> list:
+    """`item` of every rank, on every rank; also a barrier."""
+    items = [item] * world
+    if world > 1:
+        dist.all_gather_object(items, item)
+    return items
+
+
+def one_line(error: Exception) -> str:
+    kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
+    return kind + " ".join(str(error).split())[:400]
+
+
+def read_scores(folder: Path, stem: str) -> dict[tuple[str, int], tuple[float, float]]:
+    """{(image key, bytes): (quality, seconds)} from the files of all ranks of this and past runs.
+
+    A line that was cut short lacks a column and is passed over, or lacks digits of its seconds.
+    """
+    known = {}
+    for file in sorted([*folder.glob(f"{stem}.csv"), *folder.glob(f"{stem}.rank*.csv")]):
+        for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
+            with contextlib.suppress(ValueError, csv.Error):  # header or cut line
+                image, size, quality, seconds = next(csv.reader([line]), ())
+                known[image, int(size)] = float(quality), float(seconds)
+    return known
+
+
+def read_or_error(path: str) -> np.ndarray | Exception:
+    try:
+        return read_rgb(path)
+    except (ValueError, OSError) as error:
+        return error
+
+
+def read_batches(files: dict, batch_size: int) -> Iterator[list[tuple]]:
+    """Batches of (id, uint8 (H, W, 3)) with images of one size, from {id: path}.
+
+    Eight batches are decoded ahead; instead of an image that can't be read there is an Exception.
+    """
+    ids = list(files)
+    chunks = [ids[i : i + 8 * batch_size] for i in range(0, len(ids), 8 * batch_size)]
+    with ThreadPoolExecutor(4) as pool:
+        ahead = pool.map(read_or_error, [files[i] for i in chunks[0]])
+        for chunk, following in zip(chunks, [*chunks[1:], []], strict=True):
+            decoded, ahead = list(ahead), pool.map(read_or_error, [files[i] for i in following])
+            by_size: dict[tuple | None, list] = {}
+            for item in zip(chunk, decoded, strict=True):
+                by_size.setdefault(getattr(item[1], "shape", None), []).append(item)
+            for group in by_size.values():
+                for i in range(0, len(group), batch_size):
+                    yield group[i : i + batch_size]
+
+
+def score_batch(net: nn.Module, batch: list, device: torch.device | str) -> list:
+    """(quality, seconds) of each image, or the Exception that it raises on its own."""
+    if isinstance(batch[0], Exception):
+        return batch
+    try:
+        start = time.perf_counter()
+        x = torch.from_numpy(np.stack(batch).transpose(0, 3, 1, 2)).to(device).float() / 255
+        quality = net(x).tolist()  # waits for a GPU
+        if not np.isfinite(quality).all():
+            raise ValueError(f"gave a quality of {quality[:8]}")
+        return [(q, (time.perf_counter() - start) / len(batch)) for q in quality]
+    except Exception as error:  # whatever a third-party metric raises, the others go on
+        return [error] if len(batch) == 1 else [score_batch(net, [x], device)[0] for x in batch]
+
+
+def score_images(metric: Metric, images: dict[str, str], folder: Path, device="cpu",
+                 batch_size: int = 8, rank: int = 0, world: int = 1) -> Scores | None:
+    """Quality of every image, {key: path}; only what `folder` does not hold yet is scored.
+
+    Every rank calls it with the same images and scores its share of the missing ones. What goes
+    wrong is printed: None is returned if the metric failed, Scores without an image that failed.
+    """
+    files = {(key, os.path.getsize(path)): path for key, path in images.items()}
+    known = read_scores(folder, metric.stem)
+    gather(world)  # all have read before one writes, so all see the same images missing
+    missing = sorted(files.keys() - known.keys())
+    error, failures, n_scored = None, [], 0
+    if mine := {i: files[i] for i in missing[rank::world]}:
+        try:
+            net = load_iqa(metric.spec, device)
+            file = folder / f"{metric.stem}{f'.rank{rank}' if rank else ''}.csv"
+            with open(file, "a", newline="", encoding="utf-8") as log, \
+                    tqdm(total=len(mine), desc=metric.name, unit="image", disable=rank > 0) as bar:
+                writer = csv.writer(log, lineterminator="\n")
+                # The newline ends a line that a kill cut short.
+                log.write("\n" if log.tell() else "image,bytes,quality,seconds\n")
+                for batch in read_batches(mine, batch_size):
+                    results = score_batch(net, [image for _, image in batch], device)
+                    for (image_id, _), result in zip(batch, results, strict=True):
+                        if isinstance(result, Exception):
+                            failures.append(f"{image_id[0]}: {one_line(result)}")
+                        else:
+                            writer.writerow([*image_id, f"{result[0]:.9g}", f"{result[1]:.6f}"])
+                            n_scored += 1
+                    log.flush()  # a kill loses one batch
+                    bar.update(len(batch))
+                    if len(failures) >= 8 * batch_size and not known and not n_scored:
+                        break  # it is the metric, not its images
+        except Exception as e:  # no weights, no memory: the other metrics go on
+            error = one_line(e)
+    if missing:
+        reports = gather(world, (error, *failures[:1]))
+        error = next((r[0] for r in reports if r[0]), None)
+        failures = [text for r in reports for text in r[1:]]
+        known = read_scores(folder, metric.stem)
+    found = {i[0]: known[i] for i in files if i in known}
+    if rank == 0 and len(found) < len(files):
+        print(f"{metric.name}: {len(files) - len(found)} of {len(files)} images not scored: "
+              f"{error or ''.join(failures[:1])}")
+    if files and (error or not found):
+        return None
+    return Scores({key: q for key, (q, _) in found.items()}, sum(s for _, s in found.values()))
+
+
+# ------------------------------------------------------------------------- tables
+
+
+def accuracies(pairs: Pairs, scores: dict[str, Scores], seed: int, prefix: str = "") -> dict:
+    """{metric: {column of Tables 1, 2, 3, 6: value}} on these pairs."""
+    if not scores:
+        return {}
+    columns, ties = {}, int((np.round(pairs.score, 6) == 0.5).sum())
+    verdict = np.stack([s.on(pairs) for s in scores.values()])
+    for name, v, (low, high) in zip(scores, verdict, bootstrap(verdict, seed), strict=True):
+        scored = int((v >= 0).sum())
+        values = {"accuracy_percent": accuracy(v), "ci_low": low, "ci_high": high,
+                  "scored": scored, "ties": ties, "failures": len(v) - ties - scored}
+        columns[name] = {prefix + key: value for key, value in values.items()}
+    return columns
+
+
+def write_table(path: Path, rows: list[dict], first: list[str], notes: list[str], digits: int):
+    """CSV with notes in lines of #, the columns `first`, then the rows' others; also printed."""
+    fields = list(dict.fromkeys([*first, *(key for row in rows for key in row)]))
+    lines = [fields]
+    for row in rows:
+        values = [row.get(field, "") for field in fields]
+        lines.append([("" if np.isnan(v) else f"{v:.{digits}f}") if isinstance(v, float) else str(v)
+                      for v in values])
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "w", newline="", encoding="utf-8") as file:
+        file.writelines(f"# {note}\n" for note in notes)
+        csv.writer(file, lineterminator="\n").writerows(lines)
+    os.replace(temporary, path)
+    print(f"\n{path}: {notes[0]}")
+    for line in lines:
+        print("  " + "".join(f"{text:<25}" for text in line[:5]).rstrip())
+
+
+def main(args: argparse.Namespace) -> None:
+    rank, world, device = init_distributed()
+
+    # Inputs, all of them checked before anything is scored
+    columns = dict(c.partition("=")[::2] for c in args.columns)
+    if not set(columns) <= set(COLUMNS) or "" in columns.values():
+        raise ValueError(f"--columns {' '.join(args.columns)}: write {'=NAME '.join(COLUMNS)}=NAME")
+    if not (args.pairs or args.pairs_test or args.sets):
+        raise ValueError("nothing to analyse; give --pairs, --pairs-test or --sets")
+    if args.batch_size < 1:
+        raise ValueError(f"--batch-size {args.batch_size}: must be at least 1")
+    metrics = [parse_metric(t) for t in args.metrics or (METRICS if args.pairs else METRICS[:TOP])]
+    best = [parse_metric(t) for t in args.phase2_metrics or ()]
+    for names in ([m.name for m in metrics], [m.name for m in best or metrics]):
+        if len(set(names)) < len(names):
+            raise ValueError(f"--metrics {' '.join(names)}: a name twice; give one as ALIAS=NAME")
+    if args.reference not in names:
+        raise ValueError(f"--reference {args.reference}: not among {', '.join(names)}; name one")
+    images: dict[str, str] = {}
+    given = {"train": args.pairs, "test": args.pairs_test}
+    pairs = {split: read_pairs(path, columns, images) for split, path in given.items() if path}
+    members, labels = np.empty((0, 5), object), np.empty((0, 5), np.int8)
+    if args.sets:
+        sets = load_sets(args.sets)
+        if sets.labels is None:
+            raise ValueError(f"{args.sets}: has no labels; Table 4 needs HGGT's layout")
+        rows, root = np.flatnonzero((sets.labels == -1).any(1)), os.path.abspath(sets.root)
+        paths = [os.path.abspath(path) for i in rows for path in sets.paths[i]]
+        labels = sets.labels[rows]
+        members = np.array([add_image(images, path, root) for path in paths], object)
+        members = members.reshape(labels.shape)
+    out = Path(args.out)
+    (out / "scores").mkdir(parents=True, exist_ok=True)
+
+    def score(metrics: list[Metric], *keys: np.ndarray) -> dict[str, Scores]:
+        wanted = {key: images[key] for array in keys for key in array.flat}
+        where = (out / "scores", device, args.batch_size, rank, world)
+        scores = {m.name: score_images(m, wanted, *where) for m in metrics}
+        scores = {name: s for name, s in scores.items() if s is not None}
+        if not scores:
+            raise ValueError("no metric could be scored; each one's reason stands above")
+        return scores
+
+    made = ", ".join(f"{p} {version(p)}" for p in ("torch", "pyiqa", "numpy"))
+    made = f"seed {args.seed}; Python {platform.python_version()}, {made}"
+    own = [f"{m.name} = {m.spec}" for m in dict.fromkeys(metrics + best) if m.name != m.spec]
+
+    def table(name: str, metrics: list[Metric], cells: dict[str, dict], first: str, *notes: str,
+              digits: int = 2) -> None:
+        rows = [{"metric": DISPLAY.get(m.name, m.name), "pyiqa_name": m.name}
+                | cells.get(m.name, {}) for m in metrics]
+        if rank == 0:
+            write_table(out / f"{name}.csv", rows, first.split(), [*notes, *own, made], digits)
+
+    protocol = (
+        "accuracy: share of the pairs on which the metric prefers the image that most raters do; "
+        "equal quality is a miss",
+        "ties: pairs with score 0.5, left out; failures: pairs with an image that could not be "
+        f"scored, left out; ci: 95 % bootstrap over the pairs, {RESAMPLES} resamples; seconds: the "
+        "metric's own time for all images of the phase",
+    )
+
+    # Phase I: a few pairs of every two models compared (Sec. 3.1; Tables 6 and 1)
+    if "train" in pairs:
+        train = pairs["train"]
+        drawn = draw_phase1(train.models, len(train.score), args.seed)
+        subset = train.take(drawn)
+        scores = score(metrics, subset.image1, subset.image2)
+        found = accuracies(subset, scores, args.seed)
+        for name, s in scores.items():
+            found[name]["seconds"] = s.seconds
+        ranked = sorted(metrics, key=lambda m: -found.get(m.name, {}).get("accuracy_percent", -1))
+        top = [m for m in ranked if m.name in scores][:TOP]
+        how = "no model1, model2 in the manifest, drawn uniformly"
+        if train.models:
+            how = f"3 of each of {len(set(map(frozenset, train.models)))} comparisons of two models"
+        notes = f"{len(drawn)} of the {len(train.score)} pairs of {args.pairs}: {how}", *protocol
+        first = "metric pyiqa_name accuracy_percent"
+        table("table6", ranked, found, "pyiqa_name accuracy_percent", "Table 6, phase I", *notes)
+        table("table1", top, found, first, f"Table 1, phase I, the best {TOP}", *notes)
+        best = best or top + [m for m in ranked if m.name == args.reference and m not in top]
+    best = best or metrics
+
+    # Phase II: all pairs; and, where the reference metric fails, the others (Tables 2 and 3)
+    scores = score(best, *(side for p in pairs.values() for side in p[:2]), members)
+    others = {name: s for name, s in scores.items() if name != args.reference}
+    found, hard = ({name: {} for name in scores} for _ in range(2))
+    for split, p in pairs.items():
+        for name, cells in accuracies(p, scores, args.seed, f"{split}_").items():
+            found[name] |= cells
+        if args.reference in scores:
+            failed = p.take(scores[args.reference].on(p) == 0)
+            for name, cells in accuracies(failed, others, args.seed, f"{split}_").items():
+                hard[name] |= cells
+    for name, s in scores.items():
+        found[name]["seconds"] = s.seconds
+    if pairs:
+        first = "metric pyiqa_name train_accuracy_percent test_accuracy_percent"
+        where = ", ".join(f"{split}: {path}" for split, path in given.items() if path)
+        table("table2", best, found, first, "Table 2, phase II, all pairs", where, *protocol)
+        table("table3", [m for m in best if m.name != args.reference], hard, first,
+              f"Table 3, phase II, pairs on which {args.reference} fails", where, *protocol)
+
+    # HGGT: order within the sets that have a negative (Sec. 3.2, Table 4; Sec. 7.1)
+    if args.sets:
+        found = {name: set_columns(s.of(members), labels, len(sets.names))
+                 for name, s in scores.items()}
+        table("table4", best, found, "metric pyiqa_name src pm nm",
+              f"Table 4, {len(labels)} sets with a negative of {len(sets.names)} in {args.sets}",
+              "the original counts as similar, in columns _enhanced it is left out; src_sets: "
+              "where SRC is defined; failures: sets with an image not scored, left out",
+              "Sec. 7.1: negative: sets with a negative; negative_highest: those, of them, where "
+              "a negative has the highest quality; overall: the same, of all sets", digits=4)
+        if rank == 0 and args.reference in found:
+            print("\nSection 7.1: {negative_percent:.1f} % of the sets have a negative; {0} ranks "
+                  "one highest in {negative_highest_percent:.1f} % of those, {overall_percent:.1f} "
+                  "% of all".format(args.reference, **found[args.reference]))
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    add = parser.add_argument
+    add("--pairs", metavar="CSV", help="train manifest: phase I, and the train column of phase II")
+    add("--pairs-test", metavar="CSV", help="test manifest: the test column of phase II")
+    add("--sets", metavar="DIR", help="labelled multi-GT sets in HGGT's layout: Table 4, Sec. 7.1")
+    add("--columns", nargs="+", default=[], metavar="KEY=NAME",
+        help="the manifests' own names of image1, image2, score, model1, model2 where they differ; "
+        "where score is the share that prefers the first image, swap image1 and image2")
+    add("--metrics", nargs="+", metavar="NAME",
+        help="[ALIAS=]NAME[@WEIGHTS], NAME of pyiqa or module:function (default: Table 6's 42; "
+        "without --pairs the first seven)")
+    add("--phase2-metrics", nargs="+", metavar="NAME",
+        help="metrics of Tables 2-4 (default: the best seven of phase I, and the reference)")
+    add("--reference", default="musiq", metavar="NAME",
+        help="metric on whose failures Table 3 compares the others (default: %(default)s)")
+    add("--batch-size", type=int, default=8, metavar="N",
+        help="images of one size scored at a time, per process (default: %(default)s)")
+    add("--seed", type=int, default=0, metavar="N",
+        help="of phase I's draw and the bootstrap (default: %(default)s)")
+    add("--out", default="results/analysis", metavar="DIR",
+        help="tables, and scores/ (default: %(default)s)")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    try:
+        main(parse_args())
+    except (ValueError, OSError) as problem:
+        if os.environ.get("DEBUG"):
+            raise
+        if os.environ.get("RANK", "0") == "0":  # the other ranks say the same
+            print(f"analyze_iqa.py: {problem}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,387 @@
+"""Score super-resolution networks on a test set: Table 5 (HGGT Test-100) and Table 8 (RealSR).
+
+    python evaluate.py --models SwinIR-AMO=runs/swinir-amo/net_g_ema.pt SwinIR-UPos=... \\
+        --gt datasets/HGGT/Test/GT/Test-100 \\
+        --lq datasets/HGGT/Test/Blind_Degradation_Benchmark_LQ/Test-100/Blind_LR \\
+        --out results/test100/table5.csv
+    python evaluate.py --models SwinIR-AMO=... --realsr "datasets/RealSR(V3)" --out results/t8.csv
+    ... --metrics psnr ssim --extra q=demo.quality:q@runs/q.pt         # needs no download
+
+In:  checkpoints of SwinIR or RRDBNet (x4; train_sr.py's or public ones); GT as models/hggt.py reads
+     it, LQ as NAME.png; or RealSR v3 with its *_HR.png and *_LR4.png.
+Out: --out, one row per model under comment lines that state the protocol; beside it
+     <out>_per_image.csv, one row per model and image, with the PSNR against the original as well;
+     both are written anew after every model.
+
+Protocol (paper Sec. 5; HGGT's scripts): whole images, SR rounded to 8 bit before every metric. Full
+reference: RGB, 4-pixel border cropped, mean over an image's Positive GTs (the original where there
+is none, or no labels), then over images. No reference: whole SR. "Gold Standard": the best
+no-reference value among the GTs of a set, mean over the sets.
+"""
+
+import argparse
+import importlib.metadata
+import math
+import os
+import platform
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from models.checkpoint import read_state, write_csv
+from models.hggt import MultiGT, index_sets, png_size, read_rgb
+from models.iqa import MetricUnavailable, load_fr, load_iqa, min_side
+from models.rrdb import RRDBNet
+from models.swinir import SwinIR
+
+SCALE = 4
+CROP_BORDER = 4  # pixels, of the full-reference metrics (HGGT)
+METRICS = ["psnr", "ssim", "lpips", "lpips_st", "dists", "musiq", "nima", "qalign", "topiq"]
+FULL_REFERENCE = {"lpips": "lpips", "lpips_st": "stlpips", "dists": "dists"}  # pyiqa's names
+NO_REFERENCE = {"topiq": "topiq_nr"}  # all others are called as in pyiqa
+DECIMALS = {"ssim": 3, "lpips": 3, "lpips_st": 3, "dists": 3}  # of the printed table; else 2
+
+
+# ------------------------------------------------------------------------- the protocol
+
+
+def to_8bit(x: Tensor) -> Tensor:
+    """(..., H, W) in [0, 1] -> float64 whole numbers 0..255; values outside are clipped."""
+    return x.double().clamp(0, 1).mul(255).round()
+
+
+def crop(x: Tensor, border: int) -> Tensor:
+    return x[..., border : x.shape[-2] - border, border : x.shape[-1] - border]
+
+
+def psnr(sr: Tensor, gt: Tensor, crop_border: int) -> Tensor:
+    """Peak signal-to-noise ratio in dB over RGB, as HGGT's script computes it.
+
+    sr, gt: (N, 3, H, W) float in [0, 1], rounded to 8 bit here; crop_border: pixels per side.
+    Returns (N,) float64; inf for images that are equal at 8 bit.
+    """
+    error = crop(to_8bit(sr) - to_8bit(gt), crop_border)
+    return 10 * torch.log10(255**2 / error.square().mean((1, 2, 3)))
+
+
+def ssim(sr: Tensor, gt: Tensor, crop_border: int) -> Tensor:
+    """Structural similarity, mean of the RGB channels, as HGGT's script computes it.
+
+    11x11 Gaussian window of sigma 1.5, whole windows only, float64 (pyiqa's clamps negative
+    structure and differs). sr, gt: (N, 3, H, W) float in [0, 1], rounded to 8 bit here, at least
+    11 pixels a side once cropped. Returns (N,) float64.
+    """
+    x, y = (crop(to_8bit(image), crop_border) for image in (sr, gt))
+    if min(x.shape[-2:]) < 11:
+        raise ValueError(f"ssim: {x.shape[-1]}x{x.shape[-2]} pixels are left, it needs 11x11")
+    window = [math.exp(-(i**2) / (2 * 1.5**2)) for i in range(-5, 6)]
+
+    def blur(image: Tensor) -> Tensor:  # (N, 3, H, W) -> (N, 3, H - 10, W - 10)
+        for dim in (-1, -2):  # sums of shifts: float64 convolutions take ten times as long
+            size = image.shape[dim] - 10
+            shifts = [image.narrow(dim, i, size) for i in range(11)]
+            image = shifts[0] * (window[0] / sum(window))
+            for shift, weight in zip(shifts[1:], window[1:], strict=True):
+                image.add_(shift, alpha=weight / sum(window))
+        return image
+
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    mu_x, mu_y = blur(x), blur(y)
+    var_x, var_y = blur(x * x) - mu_x**2, blur(y * y) - mu_y**2
+    cov = blur(x * y) - mu_x * mu_y
+    luminance = (2 * mu_x * mu_y + c1) / (mu_x**2 + mu_y**2 + c1)
+    return (luminance * (2 * cov + c2) / (var_x + var_y + c2)).mean((1, 2, 3))
+
+
+def reference_members(labels: np.ndarray | None, index: int) -> list[int]:
+    """The GTs of a set that full-reference metrics compare with: Positives, or the original."""
+    positives = [] if labels is None else np.flatnonzero(labels[index] > 0).tolist()
+    return positives or [0]
+
+
+def needs_human_labels(model: str) -> bool:
+    """Whether a row of Table 5 rests on human labels, told by its name."""
+    return model == "Gold Standard" or "UPos" in model or "SMP" in model
+
+
+@torch.no_grad()
+def super_resolve(net: nn.Module, lq: Tensor) -> Tensor:
+    """(1, 3, H, W) in [0, 1] -> (1, 3, 4H, 4W) as the saved PNG would be: clipped, 8-bit levels."""
+    return to_8bit(net(lq)).float() / 255
+
+
+# ------------------------------------------------------------------------- inputs
+
+
+def find_realsr(root: str) -> tuple[MultiGT, list[str]]:
+    """RealSR v3's x4 pairs below a folder: the HR images as sets of one GT, and their LQ files.
+
+    Only folders that hold *_LR4.png count; below a whole RealSR, with Train/ and Test/, only Test/.
+    An image is named by its path below the folder. Raises FileNotFoundError where there is none.
+    """
+    folders = {f.parent for f in Path(root).rglob("*_LR4.png")}
+    folders = [f for f in folders if "Test" in f.relative_to(root).parts] or folders
+    gts = sorted(gt for folder in folders for gt in folder.glob("*_HR.png"))
+    if not gts:
+        raise FileNotFoundError(f"{root}: no *_HR.png with *_LR4.png found; give the folder of "
+                                "RealSR(V3) (--realsr)")
+    stems = [str(gt).removesuffix("_HR.png") for gt in gts]
+    names = [os.path.relpath(stem, root) for stem in stems]
+    sizes = np.array([png_size(gt) for gt in gts])
+    return MultiGT(root, names, [[str(gt)] for gt in gts], None, sizes), [
+        f"{stem}_LR4.png" for stem in stems
+    ]
+
+
+def check_pairs(sets: MultiGT, lq_files: list[str], realsr: bool) -> list[str]:
+    """A line for each LQ image that is missing, unreadable or not a quarter of its GT."""
+    problems = []
+    for (height, width), file in zip(sets.sizes.tolist(), lq_files, strict=True):
+        try:
+            h, w = read_rgb(file).shape[:2]
+        except (ValueError, OSError) as error:
+            missing = isinstance(error, FileNotFoundError)
+            problems.append(f"{file}: no such LQ image" if missing else str(error))
+            continue
+        if (h, w) == (height, width) and realsr:
+            problems.append(f"{file}: as large as its HR image, as in RealSR V1 and V2; get V3")
+        elif (h * SCALE, w * SCALE) != (height, width):
+            problems.append(f"{file}: {w}x{h}, but its GT is {width}x{height}; the GT must be "
+                            f"{SCALE} times as large")
+    return problems
+
+
+def load_net(path: str) -> nn.Module:
+    """The network of a checkpoint, told by its keys, on the CPU. ValueError names the file."""
+    state = read_state(path)
+    kind = next((cls for cls in (SwinIR, RRDBNet) if cls.matches(state)), None)
+    if kind is None:
+        raise ValueError(f"{path}: neither a SwinIR nor an RRDBNet checkpoint ({len(state)} "
+                         f"weights, the first {next(iter(state))})")
+    try:
+        net = kind.from_state(state).eval().requires_grad_(False)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    side = super_resolve(net, torch.zeros(1, 3, 16, 16)).shape[-1]
+    if side != 16 * SCALE:
+        raise ValueError(f"{path}: enlarges {side / 16:g} times; {SCALE} times is needed")
+    return net
+
+
+def to_tensor(path: str, device: torch.device) -> Tensor:
+    """An image file as (1, 3, H, W) float in [0, 1]."""
+    image = torch.from_numpy(read_rgb(path).copy()).to(device)
+    return image.permute(2, 0, 1)[None].float() / 255
+
+
+def split_pairs(pairs: list[str], flag: str) -> dict[str, str]:
+    """["NAME=VALUE", ...] -> {NAME: VALUE}."""
+    names = [pair.partition("=")[0] for pair in pairs]
+    for pair, name in zip(pairs, names, strict=True):
+        if not name or "=" not in pair or names.count(name) > 1 or set(name) & set("/\\\n"):
+            raise ValueError(f"{flag} {pair}: write NAME=VALUE, each NAME once, without a slash")
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+def load_metric(spec: str, device: torch.device) -> tuple[str, Callable]:
+    """("fr", f(sr, gts) -> (N,)) or ("nr", f(images) -> (N,)) for a column of the table."""
+    name, at, file = spec.partition("@")
+    if name in ("psnr", "ssim"):
+        function = {"psnr": psnr, "ssim": ssim}[name]
+        return "fr", lambda sr, gt: function(sr, gt, CROP_BORDER)
+    if name in FULL_REFERENCE:
+        net = load_fr(FULL_REFERENCE[name] + at + file, device)
+        return "fr", lambda sr, gt: net(crop(sr, CROP_BORDER), crop(gt, CROP_BORDER))
+    return "nr", load_iqa(NO_REFERENCE.get(name, name) + at + file, device)
+
+
+def smallest_side(spec: str) -> int:
+    """Smallest GT side in pixels that a metric can score, its cropped border included."""
+    name = spec.partition("@")[0]
+    if name in ("psnr", "ssim"):
+        return 2 * CROP_BORDER + {"psnr": 1, "ssim": 11}[name]
+    if name in FULL_REFERENCE:
+        return 2 * CROP_BORDER + min_side(FULL_REFERENCE[name])
+    return min_side(NO_REFERENCE.get(name, name))
+
+
+def refuse(problems: list[str], shown: int = 20) -> None:
+    if problems:
+        more = [f"and {len(problems) - shown} more problems"] if len(problems) > shown else []
+        raise ValueError("\n".join(problems[:shown] + more))
+
+
+# ------------------------------------------------------------------------- main
+
+
+def main(args: argparse.Namespace) -> None:
+    gpu = torch.cuda.is_available()
+    if args.device not in ("auto", "cpu") and not (gpu and args.device.startswith("cuda")):
+        raise ValueError(f"--device {args.device}: no such device here; use auto, cpu, or cuda:N "
+                         "where PyTorch sees a GPU")
+    device = torch.device(args.device if args.device != "auto" else "cuda" if gpu else "cpu")
+
+    # Inputs: everything is checked before the first image is made
+    models, extras = split_pairs(args.models, "--models"), split_pairs(args.extra, "--extra")
+    specs = {spec.partition("@")[0]: spec for spec in args.metrics}
+    problems = [f"--extra {name}: is a column already" for name in extras
+                if name in (*specs, "model", "image", "no_human_labels", "psnr_original")]
+    specs |= extras
+    if args.realsr:
+        sets, lq_files = find_realsr(args.realsr)
+    else:
+        sets, wrong = index_sets(args.gt)
+        lq_files = [os.path.join(args.lq, f"{name}.png") for name in sets.names]
+        problems += wrong
+    problems += check_pairs(sets, lq_files, bool(args.realsr))
+    smallest = int(sets.sizes.min()) if len(sets.sizes) else 0
+    problems += [f"metric {c}: needs GTs of {smallest_side(s)} px, the smallest has {smallest}"
+                 for c, s in specs.items() if smallest < smallest_side(s)]
+    for path in models.values():
+        try:
+            load_net(path)
+        except (ValueError, OSError) as error:
+            problems.append(str(error))
+    refuse(problems)
+
+    # Metrics: one whose weights cannot be had leaves its column empty
+    metrics, unavailable = {}, {}
+    for column, spec in specs.items():
+        try:
+            metrics[column] = load_metric(spec, device)
+        except MetricUnavailable as error:
+            unavailable[column] = str(error)
+        except (ValueError, OSError) as error:
+            problems.append(str(error))
+    if args.require_all:
+        problems += unavailable.values()
+    refuse(problems)
+    for column, reason in unavailable.items():
+        print(f"evaluate.py: column {column} stays empty: {reason}", file=sys.stderr)
+    no_reference = {c: f for c, (kind, f) in metrics.items() if kind == "nr"}
+    without = 0 if sets.labels is None else int((sets.labels <= 0).all(1).sum())
+    if without:
+        print(f"evaluate.py: {without} images have no Positive GT; compared with their original",
+              file=sys.stderr)
+
+    protocol = [
+        f"{args.realsr or args.gt}: {len(sets.names)} images, SR rounded to 8 bit",
+        f"full reference: RGB, {CROP_BORDER}-pixel border cropped; PSNR in dB (inf: equal images), "
+        "SSIM 11x11 Gaussian of sigma 1.5 in float64, LPIPS AlexNet",
+        "full reference against " + (
+            "the original (no labels)" if sets.labels is None else
+            f"the mean of the Positive GTs; {without} images without one against the original"),
+        "no reference: whole SR, up = better (a lower-better score is negated)",
+        *(f"empty: {reason}" for reason in unavailable.values()),
+        f"Python {platform.python_version()}, torch {torch.__version__}, pyiqa {pyiqa_version()}",
+    ]
+    table: list[list[str]] = []
+    per_image: list[list[str]] = []
+
+    def add_row(model: str, scores: list[dict[str, float]]) -> None:
+        """One model's rows in both tables, which are then written."""
+        human = "no" if needs_human_labels(model) else "yes"
+        means = {c: float(np.mean([s[c] for s in scores])) for c in scores[0]}
+        table.append([model, human, *(f"{means[c]:.4f}" if c in means else "" for c in specs)])
+        columns = [*specs, "psnr_original"]
+        for name, s in zip(sets.names, scores, strict=True):
+            per_image.append([model, name, *(f"{s[c]:.6f}" if c in s else "" for c in columns)])
+        write_csv(args.out, ["model", "no_human_labels", *specs], table, protocol)
+        out = Path(args.out)
+        write_csv(out.with_name(f"{out.stem}_per_image.csv"), ["model", "image", *columns],
+                  per_image, protocol)
+
+    # Gold standard: the best no-reference value among the GTs of each set, once for all models
+    if no_reference and len(sets.paths[0]) > 1:
+        scores = []
+        for paths in tqdm(sets.paths, desc="Gold Standard", unit="set"):
+            gts = torch.cat([to_tensor(path, device) for path in paths])  # (K, 3, H, W)
+            scores.append({c: f(gts).max().item() for c, f in no_reference.items()})
+        add_row("Gold Standard", scores)
+
+    # Models, one in memory at a time
+    for model, path in models.items():
+        net, scores = load_net(path).to(device), []
+        for i, name in enumerate(tqdm(sets.names, desc=model, unit="image")):
+            sr = super_resolve(net, to_tensor(lq_files[i], device))
+            members = reference_members(sets.labels, i)
+            gts = torch.cat([to_tensor(sets.paths[i][k], device) for k in members])
+            row = {}
+            for column, (kind, function) in metrics.items():
+                values = function(sr.expand_as(gts), gts) if kind == "fr" else function(sr)
+                row[column] = values.double().mean().item()
+            original = to_tensor(sets.paths[i][0], device)
+            row["psnr_original"] = psnr(sr, original, CROP_BORDER).item()
+            scores.append(row)
+            if args.save_sr:
+                save_png(Path(args.save_sr) / model / f"{name}.png", sr)
+        add_row(model, scores)
+
+    # The table, as the paper rounds it
+    shown = [["model", "no_human_labels", *specs]]
+    for row in table:
+        rounded = [f"{float(v):.{DECIMALS.get(c, 2)}f}" if v else "-"
+                   for c, v in zip(specs, row[2:], strict=True)]
+        shown.append([*row[:2], *rounded])
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    for row in shown:
+        print("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]))
+
+
+def save_png(path: Path, sr: Tensor) -> None:
+    """Write (1, 3, H, W) in [0, 1]; the path holds the old file or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    Image.fromarray(to_8bit(sr[0]).byte().permute(1, 2, 0).cpu().numpy()).save(temporary, "PNG")
+    os.replace(temporary, path)
+
+
+def pyiqa_version() -> str:
+    try:
+        return importlib.metadata.version("pyiqa")
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--models", nargs="+", required=True, metavar="NAME=FILE",
+        help="row name and checkpoint; names as in Table 5, e.g. SwinIR-AMO+FT")
+    add("--gt", help="multi-GT test set: folder with images/ and labels/, or one without labels")
+    add("--lq", help="folder of its low-quality images, NAME.png, a quarter of the GT's size")
+    add("--realsr", help="RealSR v3 folder, in place of --gt and --lq")
+    add("--out", required=True, help="table to write (.csv)")
+    add("--metrics", nargs="*", default=METRICS, metavar="METRIC",
+        help=f"columns, out of {' '.join(METRICS)} and every pyiqa no-reference metric; NAME@FILE "
+             "takes its weights from a file (default: Table 5's)")
+    add("--extra", nargs="+", default=[], metavar="COLUMN=METRIC",
+        help="more no-reference columns, e.g. q=demo.quality:q@runs/q.pt")
+    add("--require-all", action="store_true",
+        help="fail where a metric's weights cannot be had, instead of leaving its column empty")
+    add("--save-sr", metavar="DIR", help="save the SR images as DIR/<model>/<NAME>.png")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    args = parser.parse_args(argv)
+    if bool(args.realsr) == bool(args.gt) or bool(args.gt) != bool(args.lq):
+        parser.error("give --gt with --lq, or --realsr alone")
+    return args
+
+
+if __name__ == "__main__":
+    try:
+        main(parse_args())
+    except (ValueError, OSError) as error:  # bad input: lines that name file or flag
+        if os.environ.get("DEBUG"):
+            raise
+        for line in str(error).splitlines():
+            print(f"evaluate.py: {line}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,108 @@
+"""Fine-tune low-rank adapters to raise an NR-IQA score directly (paper Sec. 4.3, 8.3, 9; Eq. 5).
+
+    python finetune_lora.py --init runs/swinir-amo/net_g_ema.pt --sampler amo        # AMO+FT
+    torchrun --nproc_per_node=4 finetune_lora.py --init ... --sampler upos           # UPos+FT
+    ... --net rrdb --init runs/rrdb-amo/net_g_ema.pt                                 # RealESRGAN
+    ... --lambda-a 0.1 --init-d runs/swinir-upos/last.pt                             # FT_IG
+    ... --lambda-q 0 --lambda-a 0.2 --init-d runs/swinir-upos/last.pt                # FT_NNR,IGx2
+    ... --lambda-p 2                                                                 # FT_HP
+    ... --iqa paq2piq                                                                # FT_PaQ2PiQ
+    ... --full                                     # naive: all weights (Fig. 3, 5), adversarial
+
+In:  --init, a network trained by train_sr.py (or a public one); --data as there.
+Out: --out (default runs/<net>-<sampler>+FT) with lora.pt (the adapters), net_g_ema.pt (merged: a
+     plain network again, no extra cost), last.pt, log.csv, samples/*.png. Resumes by itself.
+"""
+
+import argparse
+import hashlib
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+import train_sr
+from models.checkpoint import save_atomic
+from models.iqa import load_iqa, min_side
+from models.lora import add_lora, lora_state, merge_lora
+
+# PAPER: Sec. 8.3. SwinIR: the MLPs, rank 48, lr 5e-6 halved at 5,000 steps;
+# RealESRGAN: the convolutions inside the RRDBs, rank 24, lr 5e-5.
+PRESETS = {
+    "swinir": {"targets": ("*.mlp.fc1", "*.mlp.fc2"), "rank": 48, "lr": 5e-6, "halve": [5000]},
+    "rrdb": {"targets": ("body.*.rdb?.conv?",), "rank": 24, "lr": 5e-5, "halve": []},
+}
+
+
+def main(args: argparse.Namespace) -> None:
+    preset = PRESETS[args.net.removesuffix("_tiny")]
+    if args.milestones is None:
+        args.milestones = preset["halve"]
+    args.lr = preset["lr"] if args.lr is None else args.lr
+    args.lora_rank = None if args.full else args.lora_rank or preset["rank"]
+    args.out = args.out or f"runs/{args.net}-{args.sampler}+FT{'_full' if args.full else ''}"
+    train_sr.complete_settings(args)
+
+    # The base network, adapted; Q as the reward
+    net_g = train_sr.load_checked(args)
+    torch.manual_seed(args.seed)
+    if not args.full:
+        add_lora(net_g, preset["targets"], args.lora_rank)
+    reward = None
+    if args.lambda_q:
+        if args.patch_size < min_side(args.iqa):
+            raise ValueError(f"--iqa {args.iqa}: needs --patch-size {min_side(args.iqa)} or more")
+        reward = load_iqa(args.iqa, args.device, differentiable=True)
+
+    net_ema = train_sr.fit(args, net_g, reward)
+
+    # The adapters alone, and the merged plain network
+    if args.rank == 0:
+        out = Path(args.out)
+        if not args.full:
+            save_atomic(
+                {
+                    "lora": lora_state(net_ema), "rank": args.lora_rank,
+                    "alpha": float(args.lora_rank), "targets": list(preset["targets"]),
+                    "base_sha256": hashlib.sha256(Path(args.init).read_bytes()).hexdigest(),
+                },
+                out / "lora.pt",
+            )
+            merge_lora(net_ema)
+        save_atomic({"params_ema": net_ema.state_dict()}, out / "net_g_ema.pt")
+        print(f"wrote {out / 'net_g_ema.pt'}")
+    if args.world > 1:
+        dist.destroy_process_group()
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    train_sr.add_arguments(parser)
+    add = parser.add_argument
+    add("--lambda-q", type=float, default=0.05,
+        help="weight of the quality score in its own units (Eq. 5); 0: no reward")
+    add("--lora-rank", type=int, help="rank of the adapters (48 SwinIR, 24 RealESRGAN)")
+    add("--full", action="store_true", help="naive fine-tuning of all weights, without adapters")
+    # PAPER: Sec. 4.3, 8.3. The critic's place is taken by Q: no GAN loss; 20,000 steps.
+    parser.set_defaults(lambda_a=0.0, steps=20_000)
+    args = parser.parse_args(argv)
+    if not args.init:
+        parser.error("--init: the network to fine-tune is missing")
+    if not args.sampler:
+        parser.error("--sampler: name the sampler that --init was trained with")
+    return args
+
+
+if __name__ == "__main__":
+    try:
+        main(parse_args())
+    except (ValueError, OSError) as error:  # bad input: one line that names file or flag
+        if os.environ.get("DEBUG"):
+            raise
+        print(f"finetune_lora.py: {str(error).strip().splitlines()[-1]}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,336 @@
+"""SwinIR x4 (Liang et al., ICCVW 2021, arXiv:2108.10257), the paper's transformer generator.
+
+Written for this project; module names, shapes and buffers follow the public code, so that the
+official SwinIR, HGGT and BasicSR weights load strictly and give the same output. Within the
+blocks tensors are (B, H, W, C).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K, as in the public code
+MASKED = -100.0  # added to the logits of token pairs that are no neighbours in the image
+CACHED_MASKS = 4  # sizes kept; a tiled image has at most four (inside, right, bottom, corner)
+
+
+def window_partition(x: Tensor, window: int) -> Tensor:
+    """(B, H, W, C) -> (B, windows, window * window, C); H and W are multiples of window."""
+    b, h, w, c = x.shape
+    x = x.view(b, h // window, window, w // window, window, c)
+    return x.permute(0, 1, 3, 2, 4, 5).reshape(b, -1, window * window, c)
+
+
+def window_reverse(x: Tensor, window: int, h: int, w: int) -> Tensor:
+    """(B, windows, window * window, C) -> (B, h, w, C); the inverse of window_partition."""
+    b, c = x.shape[0], x.shape[-1]
+    x = x.view(b, h // window, w // window, window, window, c)
+    return x.permute(0, 1, 3, 2, 4, 5).reshape(b, h, w, c)
+
+
+def relative_position_index(window: int) -> Tensor:
+    """Row of the bias table for each (query, key) of a window: (window^2, window^2) int64.
+
+    Rows run over (dy + window - 1) * (2 * window - 1) + (dx + window - 1), d = query - key.
+    """
+    token = torch.arange(window * window)
+    y, x = token // window, token % window
+    dy = y[:, None] - y[None, :] + window - 1
+    dx = x[:, None] - x[None, :] + window - 1
+    return dy * (2 * window - 1) + dx
+
+
+def shifted_window_mask(h: int, w: int, window: int, device: torch.device | None = None) -> Tensor:
+    """Attention mask of the windows shifted by window // 2: (windows, window^2, window^2) float32.
+
+    The cyclic shift wraps the first rows and columns round to the end, into windows that they share
+    with others: 0 where query and key were neighbours before it, MASKED where they were not.
+    h and w are multiples of window.
+    """
+    wrapped_row = torch.arange(h, device=device) >= h - window // 2
+    wrapped_col = torch.arange(w, device=device) >= w - window // 2
+    region = 2 * wrapped_row[:, None] + wrapped_col[None, :]  # (h, w), values 0..3
+    region = window_partition(region[None, :, :, None], window)[0, :, :, 0]  # (windows, window^2)
+    return (region[:, :, None] != region[:, None, :]).float() * MASKED
+
+
+def reflect_pad(x: Tensor, multiple: int) -> Tensor:
+    """Reflect (B, C, H, W) at the right and bottom until H and W are multiples of `multiple`.
+
+    By index, because F.pad refuses a padding as large as the image; a side of 1 is repeated.
+    """
+    for dim in (2, 3):
+        size = x.shape[dim]
+        padded = -(-size // multiple) * multiple
+        if padded > size:
+            period = max(2 * (size - 1), 1)
+            i = torch.arange(padded, device=x.device) % period
+            x = x.index_select(dim, torch.minimum(i, period - i))
+    return x
+
+
+class Mlp(nn.Module):
+    """Linear, GELU, linear on the last dimension."""
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class WindowAttention(nn.Module):
+    """Multi-head self-attention within windows, with a learned relative position bias."""
+
+    def __init__(self, dim: int, window: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.scale = (dim // num_heads) ** -0.5
+        self.relative_position_bias_table = nn.Parameter(
+            torch.empty((2 * window - 1) ** 2, num_heads)
+        )
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+        self.register_buffer("relative_position_index", relative_position_index(window))
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """x: (B, windows, tokens, C); mask: (windows, tokens, tokens), added to the logits."""
+        b, n, t, c = x.shape
+        qkv = self.qkv(x).view(b, n, t, 3, self.num_heads, c // self.num_heads)
+        q, k, v = qkv.permute(3, 0, 1, 4, 2, 5)  # each (B, windows, heads, tokens, C / heads)
+        bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)
+        if mask is not None:
+            bias = bias + mask[:, None]  # (windows, heads, tokens, tokens)
+        # Not F.scaled_dot_product_attention: a bias that needs a gradient rules out its fast CPU
+        # kernel, and training took 1.2 to 1.8 times as long in it.
+        attention = (self.scale * q) @ k.transpose(-2, -1) + bias
+        x = attention.softmax(dim=-1) @ v
+        return self.proj(x.transpose(2, 3).reshape(b, n, t, c))  # (B, windows, tokens, C)
+
+
+class SwinBlock(nn.Module):
+    """Window attention and MLP, each after a LayerNorm and with a skip."""
+
+    def __init__(
+        self, dim: int, num_heads: int, window: int, shifted: bool, hidden: int, img_size: int
+    ):
+        super().__init__()
+        self.window = window
+        self.shift = window // 2 if shifted else 0
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = WindowAttention(dim, window, num_heads)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, hidden)
+        if shifted:
+            # Held for the public state dict alone: forward gets its mask from the whole net.
+            self.register_buffer("attn_mask", shifted_window_mask(img_size, img_size, window))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """x: (B, H, W, C), sides multiples of the window; mask: shifted_window_mask(H, W)."""
+        h, w = x.shape[1:3]
+        y = self.norm1(x)
+        if self.shift:
+            y = y.roll((-self.shift, -self.shift), dims=(1, 2))
+        y = window_partition(y, self.window)  # (B, windows, tokens, C)
+        y = self.attn(y, mask if self.shift else None)
+        y = window_reverse(y, self.window, h, w)  # (B, H, W, C)
+        if self.shift:
+            y = y.roll((self.shift, self.shift), dims=(1, 2))
+        # ASSUMED: no stochastic depth (the public code's default is drop_path_rate 0.1; the paper
+        # is silent), so that a training step depends on its draws alone.
+        x = x + y
+        return x + self.mlp(self.norm2(x))
+
+
+class ResidualSwinGroup(nn.Module):
+    """`depth` Swin blocks, every second one shifted, then a 3x3 convolution; with a skip (RSTB)."""
+
+    def __init__(
+        self, dim: int, depth: int, num_heads: int, window: int, hidden: int, img_size: int
+    ):
+        super().__init__()
+        blocks = [
+            SwinBlock(dim, num_heads, window, i % 2 == 1, hidden, img_size) for i in range(depth)
+        ]
+        self.residual_group = nn.ModuleDict({"blocks": nn.ModuleList(blocks)})
+        self.conv = nn.Conv2d(dim, dim, 3, 1, 1)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """x: (B, H, W, C); mask: as in SwinBlock."""
+        y = x
+        for block in self.residual_group["blocks"]:
+            y = block(y, mask)
+        y = self.conv(y.permute(0, 3, 1, 2))  # (B, C, H, W)
+        return y.permute(0, 2, 3, 1) + x  # (B, H, W, C)
+
+
+class SwinIR(nn.Module):
+    """SwinIR for x4 super-resolution of RGB images; the defaults are the paper's network.
+
+    img_size: LQ pixels per side of the stored `attn_mask` buffers; any input size works.
+    upsampler: "pixelshuffle" (the paper's) or "nearest+conv" (the public real-world models').
+    num_feat: channels of the upsampling tail; every public model has 64.
+    Raises ValueError for a setting that the network does not have.
+    """
+
+    def __init__(
+        self,
+        upscale: int = 4,
+        img_size: int = 64,
+        window_size: int = 8,
+        depths: Sequence[int] = (6,) * 6,
+        embed_dim: int = 180,
+        num_heads: Sequence[int] = (6,) * 6,
+        mlp_ratio: float = 2,
+        upsampler: str = "pixelshuffle",
+        resi_connection: str = "1conv",
+        num_feat: int = 64,
+    ):
+        super().__init__()
+        if upscale != 4 or resi_connection != "1conv":
+            raise ValueError("SwinIR: only upscale=4 with resi_connection='1conv' is supported")
+        if upsampler not in ("pixelshuffle", "nearest+conv"):
+            raise ValueError(f"SwinIR: upsampler {upsampler!r}, not pixelshuffle or nearest+conv")
+        if window_size % 2 or img_size % window_size or img_size <= window_size:
+            raise ValueError(
+                f"SwinIR: window_size {window_size} must be even and img_size {img_size} a "
+                "multiple of it, at least twice as large"
+            )
+        if len(depths) != len(num_heads) or any(embed_dim % heads for heads in num_heads):
+            raise ValueError(
+                f"SwinIR: num_heads {tuple(num_heads)} must have one entry per depth "
+                f"{tuple(depths)}, each a divisor of embed_dim {embed_dim}"
+            )
+        self.window_size = window_size
+        self.upsampler = upsampler
+        self.register_buffer("mean", torch.tensor(RGB_MEAN).view(1, 3, 1, 1), persistent=False)
+        self._masks: dict[tuple, Tensor] = {}
+
+        self.conv_first = nn.Conv2d(3, embed_dim, 3, 1, 1)
+        self.patch_embed = nn.ModuleDict({"norm": nn.LayerNorm(embed_dim)})
+        hidden = round(embed_dim * mlp_ratio)
+        self.layers = nn.ModuleList(
+            ResidualSwinGroup(embed_dim, depth, heads, window_size, hidden, img_size)
+            for depth, heads in zip(depths, num_heads, strict=True)
+        )
+        self.norm = nn.LayerNorm(embed_dim)
+        self.conv_after_body = nn.Conv2d(embed_dim, embed_dim, 3, 1, 1)
+
+        # Slope 0.01 here, but 0.2 after the other convolutions of the nearest+conv tail.
+        self.conv_before_upsample = nn.Sequential(
+            nn.Conv2d(embed_dim, num_feat, 3, 1, 1), nn.LeakyReLU(0.01)
+        )
+        if upsampler == "pixelshuffle":
+            self.upsample = nn.Sequential(
+                nn.Conv2d(num_feat, 4 * num_feat, 3, 1, 1),
+                nn.PixelShuffle(2),
+                nn.Conv2d(num_feat, 4 * num_feat, 3, 1, 1),
+                nn.PixelShuffle(2),
+            )
+        else:
+            self.conv_up1 = nn.Conv2d(num_feat, num_feat, 3, 1, 1)
+            self.conv_up2 = nn.Conv2d(num_feat, num_feat, 3, 1, 1)
+            self.conv_hr = nn.Conv2d(num_feat, num_feat, 3, 1, 1)
+        self.conv_last = nn.Conv2d(num_feat, 3, 3, 1, 1)
+
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def _mask(self, h: int, w: int, device: torch.device) -> Tensor:
+        key = (h, w, device)
+        if key not in self._masks:
+            if len(self._masks) == CACHED_MASKS:
+                del self._masks[next(iter(self._masks))]  # the oldest
+            self._masks[key] = shifted_window_mask(h, w, self.window_size, device)
+        return self._masks[key]
+
+    def forward(self, lq: Tensor) -> Tensor:
+        """(B, 3, H, W) float in [0, 1], any H and W >= 1 -> (B, 3, 4H, 4W), not clamped."""
+        h, w = lq.shape[2:]
+        # ASSUMED: pad only what the window needs, as the official SwinIR does (HGGT's copy adds a
+        # whole window where the size already divides; weights are interchangeable).
+        x = reflect_pad(lq, self.window_size)
+        mask = self._mask(x.shape[2], x.shape[3], x.device).to(x.dtype)
+
+        shallow = self.conv_first(x - self.mean)
+        x = self.patch_embed["norm"](shallow.permute(0, 2, 3, 1))  # (B, H, W, C)
+        for layer in self.layers:
+            x = layer(x, mask)
+        x = self.norm(x).permute(0, 3, 1, 2)  # (B, C, H, W)
+        x = self.conv_before_upsample(self.conv_after_body(x) + shallow)
+
+        if self.upsampler == "pixelshuffle":
+            x = self.upsample(x)  # (B, num_feat, 4H, 4W)
+        else:
+            x = F.leaky_relu(self.conv_up1(F.interpolate(x, scale_factor=2.0)), 0.2)
+            x = F.leaky_relu(self.conv_up2(F.interpolate(x, scale_factor=2.0)), 0.2)
+            x = F.leaky_relu(self.conv_hr(x), 0.2)
+        x = self.conv_last(x) + self.mean
+        return x[:, :, : 4 * h, : 4 * w]
+
+    @classmethod
+    def matches(cls, state: Mapping[str, Tensor]) -> bool:
+        """Whether the state dict is some SwinIR's; from_state says whether it is one of ours."""
+        return {
+            "conv_first.weight",
+            "layers.0.residual_group.blocks.0.attn.relative_position_bias_table",
+        } <= set(state)
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor]) -> "SwinIR":
+        """The network of a state dict, settings read from its keys and shapes, loaded strictly.
+
+        Raises ValueError naming the first keys that are missing, unexpected or of another shape.
+        """
+        if not cls.matches(state):
+            raise ValueError(f"not a SwinIR state dict: {len(state)} keys, {list(state)[:3]} ...")
+        block = "layers.{}.residual_group.blocks.{}.".format
+        table = "attn.relative_position_bias_table"
+        depths, num_heads = [], []
+        while block(len(depths), 0) + table in state:
+            i = len(depths)
+            num_heads.append(state[block(i, 0) + table].shape[1])
+            depths.append(0)
+            while block(i, depths[i]) + table in state:
+                depths[i] += 1
+        try:
+            embed_dim = state["conv_first.weight"].shape[0]
+            window_size = (math.isqrt(state[block(0, 0) + table].shape[0]) + 1) // 2
+            masks = [state[k].shape[0] for k in state if k.endswith(".attn_mask")]
+            net = cls(
+                img_size=math.isqrt(masks[0]) * window_size if masks else 64,
+                window_size=window_size,
+                depths=depths,
+                embed_dim=embed_dim,
+                num_heads=num_heads,
+                mlp_ratio=state[block(0, 0) + "mlp.fc1.weight"].shape[0] / embed_dim,
+                upsampler="nearest+conv" if "conv_up1.weight" in state else "pixelshuffle",
+                num_feat=state["conv_before_upsample.0.weight"].shape[0],
+            )
+        except KeyError as key:
+            raise ValueError(f"not the state dict of a SwinIR x4: missing {key}") from None
+        _load_strictly(net, state)
+        return net
+
+
+def _load_strictly(net: nn.Module, state: Mapping[str, Tensor]) -> None:
+    own = net.state_dict()
+    wrong = [f"missing {k}" for k in own if k not in state]
+    wrong += [f"unexpected {k}" for k in state if k not in own]
+    wrong += [
+        f"{k} is {tuple(state[k].shape)} instead of {tuple(v.shape)}"
+        for k, v in own.items()
+        if k in state and state[k].shape != v.shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise ValueError(f"weights do not fit {type(net).__name__}: {', '.join(wrong[:3])}{more}")
+    net.load_state_dict(state)

@@ -1,0 +1,254 @@
+#!/usr/bin/env bash
+# The whole pipeline.
+#   bash run_all.sh                 embedded demo: data, quality model, analysis, training with every
+#                                   sampler, fine-tuning, evaluation. Minutes on two CPU cores.
+#   NET=rrdb SEED=1 bash run_all.sh the same for RealESRGAN's network, with another seed
+#   bash run_all.sh seeds 1 2 3     the demo for several seeds, and one table over them
+#   bash run_all.sh paper           the paper's settings (see `paper` below for the inputs)
+#   bash run_all.sh python [FILE]   print a Python that has FILE's requirements, made if need be
+set -euo pipefail
+cd "$(dirname "$0")"
+
+# --------------------------------------------------------------------------- set-up
+
+python_with() { # FILE: the current Python if it has FILE's requirements, else .venv
+  local check='
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from pip._vendor.packaging.requirements import Requirement
+def missing(path):
+    for line in Path(path).read_text().splitlines():
+        line = line.split("#")[0].strip()
+        if line.startswith("-r"):
+            yield from missing(Path(path).parent / line[2:].strip())
+        elif line:
+            need = Requirement(line)
+            try:
+                ok = need.specifier.contains(version(need.name), prereleases=True)
+            except PackageNotFoundError:
+                ok = False
+            if not ok:
+                yield line
+sys.exit(any(missing(sys.argv[1])) or sys.version_info < (3, 10))'
+  local current
+  current=$(command -v python3 || command -v python) || { echo "run_all.sh: no Python" >&2; exit 2; }
+  if ! "$current" -c "$check" "$1" 2>/dev/null; then
+    if [ ! -x .venv/bin/python ]; then
+      "$current" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
+        { echo "run_all.sh: $current is too old; Python 3.10 or newer is needed" >&2; exit 2; }
+      echo "making .venv (once)" >&2
+      "$current" -m venv .venv
+    fi
+    current=$PWD/.venv/bin/python
+    if ! "$current" -c "$check" "$1" 2>/dev/null; then
+      echo "installing $1 into .venv (once; several GB with PyTorch's CUDA libraries)" >&2
+      "$current" -m pip install -q -r "$1" >&2
+    fi
+  fi
+  echo "$current"
+}
+
+if [ "${1-}" = python ]; then
+  python_with "${2:-requirements.txt}"
+  exit
+fi
+PYTHON=$(python_with requirements.txt)
+
+# --------------------------------------------------------------------------- rows of Table 5
+
+# name | script | row or stage that it starts from | flags
+rows="
+OrigsOnly | train_sr.py      | stage1 | --sampler origs_only
+Rand      | train_sr.py      | stage1 | --sampler rand
+UPos      | train_sr.py      | stage1 | --sampler upos
+SMA       | train_sr.py      | stage1 | --sampler sma
+SMP       | train_sr.py      | stage1 | --sampler smp
+AMO       | train_sr.py      | stage1 | --sampler amo
+UPos+FT   | finetune_lora.py | UPos   | --sampler upos
+AMO+FT    | finetune_lora.py | AMO    | --sampler amo
+AMO+FT_Q0 | finetune_lora.py | AMO    | --sampler amo --lambda-q 0
+AMO+FT_full | finetune_lora.py | AMO  | --sampler amo --full
+"
+row_names() { # SCRIPT
+  awk -F' *[|] *' -v s="$1" '$2 == s { print $1 }' <<<"$rows"
+}
+row_field() { # NAME COLUMN
+  awk -F' *[|] *' -v n="$1" -v c="$2" '$1 == n { print $c }' <<<"$rows"
+}
+
+# --------------------------------------------------------------------------- demo
+
+demo_row() { # NAME: train one row; its output goes to a log, one line to the screen
+  local name=$1 script init flags begin=$SECONDS
+  script=$(row_field "$name" 2) init=$(row_field "$name" 3) flags=$(row_field "$name" 4)
+  case $script in
+    train_sr.py) flags="$train $two $flags" ;;
+    *) flags="$train $fine $flags" ;;
+  esac
+  # shellcheck disable=SC2086
+  if ! "$PYTHON" "$script" $flags --init "$runs/$init/net_g_ema.pt" --out "$runs/$name" \
+    >"$runs/$name.log" 2>&1; then
+    tail -n 5 "$runs/$name.log" >&2
+    echo "run_all.sh: $label-$name failed; see $runs/$name.log" >&2
+    return 1
+  fi
+  printf '  %-24s %3d s\n' "$label-$name" $((SECONDS - begin))
+}
+
+side_by_side() { # FUNCTION NAME...: run FUNCTION for every name, one process per core at a time
+  local function=$1
+  shift
+  printf '%s\0' "$@" | xargs -0 -P "$jobs" -I{} bash -c "set -euo pipefail; $function {}" ||
+    exit 1
+}
+
+demo() {
+  local seed=${SEED:-0} net=${NET:-swinir} begin=$SECONDS
+  case $net in
+    swinir) label=SwinIR ;;
+    rrdb) label=RealESRGAN ;;
+    *) echo "run_all.sh: NET=$net; use swinir or rrdb" >&2; exit 2 ;;
+  esac
+  [[ $seed =~ ^[0-9]+$ ]] || { echo "run_all.sh: SEED=$seed is not a number" >&2; exit 2; }
+  local tag=$net-seed$seed
+  data=datasets/demo/$tag runs=runs/demo/$tag
+  results=results/demo-$tag
+  [ "$tag" = swinir-seed0 ] && results=results/demo
+  jobs=$(getconf _NPROCESSORS_ONLN) && jobs=$((jobs > 4 ? 4 : jobs))
+  q=demo.quality:q@$runs/q.pt judge=demo.quality:judge@$runs/judge.pt
+  # One thread per process: the same numbers on every machine, and two rows side by side.
+  export OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= PYTHON label runs rows train one two fine data
+  export -f row_field demo_row demo_stage_one demo_quality
+
+  train="--net ${net}_tiny --data $data/HGGT --iqa $q --tau 2 --patch-size 64 --seed $seed
+    --perceptual laplacian --num-workers 0 --log-every 10 --sample-every 50"
+  one="--lambda-p 0 --lambda-a 0 --steps 400 --lr 2e-3 --milestones 300 360 --ema-decay 0.98"
+  two="--steps 150 --lr 1e-3 --milestones 110 135 --ema-decay 0.95"
+  fine="--steps 60 --lr 5e-4 --milestones 45 --ema-decay 0.9 --lora-rank 8 --lambda-q 0.0005"
+
+  mkdir -p "$runs"
+  echo "1/6 data: $data"
+  [ -f "$data/SBS180K/test.csv" ] ||
+    "$PYTHON" -m demo.data --out "$data" --seed "$seed" --setting "$([ $net = rrdb ] && echo two || echo one)_round"
+  echo "2/6 quality model Q, judge, and stage one (L1), side by side"
+  side_by_side demo_quality q judge
+  side_by_side demo_stage_one stage1
+  echo "3/6 analysis of the quality models against the (simulated) raters"
+  "$PYTHON" analyze_iqa.py --pairs "$data/SBS180K/train.csv" --pairs-test "$data/SBS180K/test.csv" \
+    --sets "$data/HGGT" --metrics "q=$q" "judge=$judge" piqe --reference q --out "$results"
+  echo "4/6 six samplers, then fine-tuning"
+  mapfile -t samplers < <(row_names train_sr.py)
+  mapfile -t finetunes < <(row_names finetune_lora.py)
+  side_by_side demo_row "${samplers[@]}"
+  side_by_side demo_row "${finetunes[@]}"
+  echo "5/6 evaluation"
+  local models=()
+  for name in "${samplers[@]}" "${finetunes[@]}"; do
+    models+=("$label-$name=$runs/$name/net_g_ema.pt")
+  done
+  "$PYTHON" evaluate.py --models "${models[@]}" --gt "$data/HGGT/Test/GT/Test-100" \
+    --lq "$data/HGGT/Test/Blind_Degradation_Benchmark_LQ/Test-100/Blind_LR" \
+    --metrics psnr ssim --extra "q=$q" "judge=$judge" --save-sr "$runs/sr" \
+    --out "$results/table5.csv"
+  echo "6/6 figures and orderings"
+  "$PYTHON" -m demo.report --results "$results" --sr "$runs/sr" --data "$data"
+  echo "done in $((SECONDS - begin)) s; results in $results"
+}
+
+demo_quality() { # q|judge
+  [ -f "$runs/$1.pt" ] ||
+    "$PYTHON" -m demo.quality --data "$data" --which "$1" --out "$runs/$1.pt" --seed "${SEED:-0}"
+}
+
+demo_stage_one() {
+  # shellcheck disable=SC2086
+  "$PYTHON" train_sr.py $train $one --data "$data/HGGT/Train/images/0-40/original" --out "$runs/stage1"
+}
+
+seeds() { # SEED...: the demo for each, then how often each ordering held
+  local folders=() seed net=${NET:-swinir}
+  [ $# -gt 0 ] || { echo "usage: bash run_all.sh seeds 1 2 3" >&2; exit 2; }
+  for seed in "$@"; do
+    echo "== seed $seed"
+    SEED=$seed bash run_all.sh
+    folders+=("results/demo-$net-seed$seed")
+    [ "$net-$seed" = swinir-0 ] && folders[-1]=results/demo
+  done
+  "$PYTHON" -m demo.report --seeds "${folders[@]}" --out "results/demo/seeds_$net.csv"
+}
+
+# --------------------------------------------------------------------------- paper
+
+# HGGT=      folder with Train/ and Test/ (HGGT)           default datasets/HGGT
+# SBS180K=   folder with train.csv and test.csv            default datasets/SBS180K
+# REALSR=    RealSR(V3)                                    default datasets/RealSR(V3)
+# DF2K_OST=  flat folder of 512x512 crops, for stage one   default datasets/DF2K_OST
+# SWINIR_INIT=, RRDB_INIT=  PSNR-pretrained x4 weights to start stage one from (SwinIR-M, ESRGAN)
+# GPUS=4     processes per node
+paper() {
+  local hggt=${HGGT:-datasets/HGGT} sbs=${SBS180K:-datasets/SBS180K}
+  local realsr=${REALSR:-datasets/RealSR(V3)} df2k=${DF2K_OST:-datasets/DF2K_OST}
+  local gpus=${GPUS:-4} wrong=0 net name label out init script flags
+  local lq=Test/Blind_Degradation_Benchmark_LQ/Test-100/Blind_LR
+
+  echo "checking inputs and weights"
+  need() { [ -e "$2" ] || { echo "run_all.sh: $2: not there; set $1=" >&2; wrong=1; }; }
+  need HGGT "$hggt/Train/images"
+  need HGGT "$hggt/Test/GT/Test-100/images"
+  need HGGT "$hggt/$lq"
+  need SBS180K "$sbs/train.csv"
+  need SBS180K "$sbs/test.csv"
+  need REALSR "$realsr"
+  need DF2K_OST "$df2k"
+  need SWINIR_INIT "${SWINIR_INIT:-no SWINIR_INIT given}"
+  need RRDB_INIT "${RRDB_INIT:-no RRDB_INIT given}"
+  local found
+  found=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')
+  [ "$found" -ge "$gpus" ] ||
+    { echo "run_all.sh: $found GPUs found, GPUS=$gpus asked for" >&2; wrong=1; }
+  [ "$wrong" = 0 ] || exit 2
+  "$PYTHON" -c "
+import sys
+from models.hggt import load_sets
+try:
+    print(len(load_sets(sys.argv[1]).names), 'training sets')
+    print(len(load_sets(sys.argv[2]).names), 'test sets')
+    print(len(load_sets(sys.argv[3]).names), 'stage-one images')
+except (ValueError, OSError) as error:
+    sys.exit(f'run_all.sh: {error}')" "$hggt" "$hggt/Test/GT/Test-100" "$df2k" || exit 2
+  "$PYTHON" -c 'from models.losses import VGG19Loss; VGG19Loss()' || exit 2
+  "$PYTHON" -m models.iqa prefetch musiq nima qalign topiq_nr lpips stlpips dists || exit 2
+
+  local launch=("$PYTHON" -m torch.distributed.run --standalone "--nproc_per_node=$gpus")
+  "${launch[@]}" analyze_iqa.py --pairs "$sbs/train.csv" --pairs-test "$sbs/test.csv" \
+    --sets "$hggt" --out results/paper
+  local models=()
+  for net in swinir rrdb; do
+    label=SwinIR init=${SWINIR_INIT-}
+    [ $net = rrdb ] && label=RealESRGAN init=${RRDB_INIT-}
+    "${launch[@]}" train_sr.py --net $net --data "$df2k" --lambda-p 0 --lambda-a 0 \
+      --init "$init" --out "runs/$label-stage1"
+    while IFS='|' read -r name script init flags; do
+      name=${name// /} script=${script// /} init=${init// /}
+      case $name in "" | *_Q0 | *_full) continue ;; esac # rows of the demo alone
+      # shellcheck disable=SC2086
+      "${launch[@]}" "$script" --net $net --data "$hggt" --init "runs/$label-$init/net_g_ema.pt" \
+        --out "runs/$label-$name" $flags </dev/null
+      models+=("$label-$name=runs/$label-$name/net_g_ema.pt")
+    done <<<"$rows"
+  done
+  "$PYTHON" evaluate.py --models "${models[@]}" --gt "$hggt/Test/GT/Test-100" --lq "$hggt/$lq" \
+    --require-all --save-sr results/paper/sr --out results/paper/table5.csv
+  "$PYTHON" evaluate.py --models "${models[@]}" --realsr "$realsr" --require-all \
+    --out results/paper/table8.csv
+}
+
+# --------------------------------------------------------------------------- main
+
+case ${1:-demo} in
+  demo) demo ;;
+  seeds) seeds "${@:2}" ;;
+  paper) paper ;;
+  *) echo "run_all.sh: unknown command $1; see the head of this file" >&2; exit 2 ;;
+esac

@@ -1,0 +1,264 @@
+"""models/hggt.py: the vote, the layouts, the index and its complaints, the draws."""
+
+import itertools
+import json
+import shutil
+
+import numpy as np
+import pytest
+from make_data import make_hggt, smooth_image, write_votes
+from PIL import Image
+
+from models import hggt
+from models.hggt import Draws, check_data, index_sets, load_sets, png_size, vote
+
+
+def test_vote_table():
+    expected = {  # every multiset of three labels, by hand
+        "ppp": "positive", "pps": "positive", "ppn": "positive", "pss": "similar",
+        "psn": "similar", "pnn": "negative", "sss": "similar", "ssn": "similar",
+        "snn": "negative", "nnn": "negative",
+    }
+    names = {"p": "positive", "s": "similar", "n": "negative"}
+    for letters, winner in expected.items():
+        for order in itertools.permutations(letters):
+            assert vote([names[c] for c in order]) == winner
+    with pytest.raises(ValueError, match="'good'"):
+        vote(["positive", "good", "similar"])
+    with pytest.raises(ValueError, match="2 labels"):
+        vote(["positive", "similar"])
+
+
+@pytest.mark.parametrize("original", ["original", "Original"])
+def test_train_layout_and_ranges(tmp_path, original):
+    first = make_hggt(tmp_path, n=3, range_name="0-3", original=original)
+    second = make_hggt(tmp_path, n=2, seed=1, range_name="3-5", original=original)
+    sets = load_sets(tmp_path)
+    assert sets.names == ["img00", "img01", "img02", "img00", "img01"]
+    assert (sets.labels == np.concatenate([first, second])).all()
+    assert (sets.sizes == 64).all() and all(len(row) == 5 for row in sets.paths)
+    assert sets.paths[3][2].endswith("3-5/02/img00_02.png")
+    # A range folder given by itself finds its labels as well.
+    assert (load_sets(tmp_path / "Train" / "images" / "3-5").labels == second).all()
+
+
+def test_other_layouts(tmp_path):
+    labels = make_hggt(tmp_path / "test100", n=2, test=True)
+    assert (load_sets(tmp_path / "test100").labels == labels).all()
+    own = tmp_path / "own"
+    shutil.copytree(tmp_path / "test100" / "images" / "original", own / "original")
+    shutil.copytree(tmp_path / "test100" / "images" / "original", own / "restored")
+    sets = load_sets(own)
+    assert sets.labels is None and len(sets.paths[0]) == 2
+    flat = load_sets(own / "original")
+    assert flat.labels is None and [len(p) for p in flat.paths] == [1, 1]
+
+
+def test_index_is_cached_and_noticed_when_stale(tmp_path, monkeypatch):
+    make_hggt(tmp_path, n=2)
+    fresh = load_sets(tmp_path)
+    opened = []
+    monkeypatch.setattr(hggt, "read_votes", lambda *a: opened.append(a) or ["positive"] * 4)
+    cached = load_sets(tmp_path)
+    assert not opened and cached.paths == fresh.paths
+    assert (cached.labels == fresh.labels).all() and (cached.sizes == fresh.sizes).all()
+    votes = tmp_path / "Train" / "labels" / "0-4" / "A" / "img00.json"
+    votes.write_text(votes.read_text() + " ")
+    assert (load_sets(tmp_path).labels[0, 1:] == 1).all() and len(opened) == 6
+
+
+def damage_missing_member(images, labels):
+    (images / "03" / "img01_03.png").unlink()
+    return "img01_03.png: missing member"
+
+
+def damage_size(images, labels):
+    Image.new("RGB", (48, 64)).save(images / "02" / "img00_02.png")
+    return "48x64, its original is 64x64"
+
+
+def damage_truncated(images, labels):
+    file = images / "04" / "img00_04.png"
+    file.write_bytes(file.read_bytes()[:-40])
+    return "truncated PNG"
+
+
+def damage_not_png(images, labels):
+    (images / "01" / "img00_01.png").write_bytes(b"GIF89a" + bytes(60))
+    return "not a PNG"
+
+
+def damage_grey(images, labels):
+    Image.new("L", (64, 64)).save(images / "original" / "img00.png")
+    return "8-bit grey PNG; convert"
+
+
+def damage_json(images, labels):
+    (labels / "B" / "img01.json").write_text('{"Picture_1": ')
+    return "malformed label JSON"
+
+
+def damage_label(images, labels):
+    write_votes(labels / "C", "img00", ["Positive", "Similar", "Good", "Similar"])
+    return "unknown label 'Good'"
+
+
+def damage_annotator(images, labels):
+    shutil.rmtree(labels / "B")
+    return "annotator B is missing"
+
+
+def damage_folder(images, labels):
+    shutil.rmtree(images / "02")
+    return "folder of enhanced GTs is missing"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [damage_missing_member, damage_size, damage_truncated, damage_not_png, damage_grey,
+     damage_json, damage_label, damage_annotator, damage_folder],
+)
+def test_bad_data_is_named(tmp_path, damage):
+    make_hggt(tmp_path, n=2)
+    message = damage(tmp_path / "Train/images/0-4", tmp_path / "Train/labels/0-4")
+    with pytest.raises(ValueError) as error:
+        load_sets(tmp_path)
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / hggt.INDEX_FILE).exists()  # damage is never cached
+
+
+def test_check_data_names_everything(tmp_path, capsys):
+    make_hggt(tmp_path, n=6)
+    images, labels = tmp_path / "Train/images/0-4", tmp_path / "Train/labels/0-4"
+    damage_missing_member(images, labels)
+    damage_grey(images, labels)
+    damage_label(images, labels)
+    broken = images / "01" / "img05_01.png"  # sound header and trailer, damaged pixels
+    data = bytearray(broken.read_bytes())
+    data[60:90] = bytes(30)
+    broken.write_bytes(bytes(data))
+    problems = check_data(tmp_path)
+    text = capsys.readouterr().out
+    assert len(problems) >= 4 and all(p in text for p in problems)
+    for expected in ("img01_03.png", "grey", "'Good'", "img05_01.png", "64x64: 4 sets",
+                     "positive: ", "4 sets of 5 images"):
+        assert expected in text
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such folder; expected Train/images"):
+        load_sets(tmp_path / "absent")
+    with pytest.raises(ValueError, match="no images found"):
+        load_sets(tmp_path)
+    (tmp_path / "original").mkdir()
+    (tmp_path / "01").mkdir()
+    with pytest.raises(ValueError, match="original: no PNG images"):
+        load_sets(tmp_path)
+
+
+def test_png_size_is_pillow_size(tmp_path):
+    Image.new("RGB", (37, 21)).save(tmp_path / "a.png")
+    assert png_size(tmp_path / "a.png") == (21, 37)
+
+
+def stub_degrade(image, top, left, patch_size, rng):
+    """Every fourth pixel plus one random number, so that the rng's state is visible."""
+    patch = image[top : top + patch_size : 4, left : left + patch_size : 4].copy()
+    patch[0, 0] = rng.integers(256)
+    return patch
+
+
+def make_draws(root, weights, **kw):
+    return Draws(load_sets(root), weights, 32, kw.pop("seed", 3), stub_degrade, **kw)
+
+
+def test_draw_is_a_function_of_seed_and_draw(tmp_path):
+    make_hggt(tmp_path, n=4)
+    weights = np.full((4, 5), 0.2)
+    one, two = make_draws(tmp_path, weights), make_draws(tmp_path, weights)
+    order = [7, 0, 3, 12, 5]
+    first = {d: one[d] for d in order}
+    for d in reversed(order):  # another object, another order
+        again = two[d]
+        assert again["choice"] == first[d]["choice"] and again["draw"] == d
+        assert (again["lq"] == first[d]["lq"]).all() and (again["gts"] == first[d]["gts"]).all()
+    other = make_draws(tmp_path, weights, seed=4)
+    assert any((other[d]["lq"] != first[d]["lq"]).any() for d in order)
+
+
+def test_every_sampler_sees_the_same_patches(tmp_path):
+    make_hggt(tmp_path, n=3)
+    rand = make_draws(tmp_path, np.full((3, 5), 0.2))
+    amo = make_draws(tmp_path, None)
+    for draw in range(12):
+        a, b = rand[draw], amo[draw]
+        assert a["gts"].shape == (1, 3, 32, 32) and b["gts"].shape == (5, 3, 32, 32)
+        assert b["choice"] == -1 and (a["lq"] == b["lq"]).all()
+        assert (a["gts"][0] == b["gts"][a["choice"]]).all()
+        # LQ and GT are the same place and flip: the stub LQ is the original, every fourth pixel,
+        # counted from the left edge of the unflipped patch.
+        original = b["gts"][0]
+        strided = original[:, ::4, ::4], original[:, ::4, 3::4]
+        assert any((b["lq"][:, 1:, 1:-1] == s[:, 1:, 1:-1]).all() for s in strided)
+
+
+def test_choice_frequencies_follow_the_weights(tmp_path):
+    make_hggt(tmp_path, n=2)
+    weights = np.array([[0.5, 0.0, 0.3, 0.0, 0.2], [0.0, 0.0, 0.0, 0.0, 0.0]])
+    draws = make_draws(tmp_path, weights)
+    assert list(draws.eligible) == [0]  # a row of zeros is dropped
+    draws._read = lambda index, member: np.zeros((64, 64, 3), np.uint8)
+    counts = np.bincount([draws[d]["choice"] for d in range(4000)], minlength=5) / 4000
+    assert (counts[[1, 3]] == 0).all()
+    assert np.abs(counts - weights[0]).max() < 5 * np.sqrt(0.25 / 4000)
+
+
+def test_epochs_cover_every_set_once(tmp_path):
+    make_hggt(tmp_path, n=4)
+    draws = make_draws(tmp_path, None)
+    orders = [[draws.set_of(d) for d in range(4 * e, 4 * e + 4)] for e in range(6)]
+    assert all(sorted(o) == [0, 1, 2, 3] for o in orders) and len({tuple(o) for o in orders}) > 1
+
+
+def test_only_what_is_needed_is_decoded(tmp_path, monkeypatch):
+    make_hggt(tmp_path, n=1)
+    decoded = []
+    real = hggt.read_rgb
+    monkeypatch.setattr(hggt, "read_rgb", lambda p: decoded.append(p) or real(p))
+    make_draws(tmp_path, np.eye(1, 5))[0]
+    assert len(decoded) == 1
+    make_draws(tmp_path, np.eye(5)[[3]])[0]
+    assert len(decoded) == 1 + 2
+    make_draws(tmp_path, None)[0]
+    assert len(decoded) == 1 + 2 + 5
+
+
+def test_patch_must_fit(tmp_path):
+    make_hggt(tmp_path, n=2)
+    with pytest.raises(ValueError, match="64x64 is smaller than --patch-size 128"):
+        Draws(load_sets(tmp_path), None, 128, 0, stub_degrade)
+    with pytest.raises(ValueError, match="multiple of 4"):
+        Draws(load_sets(tmp_path), None, 30, 0, stub_degrade)
+
+
+def test_mixed_ranges_refused(tmp_path):
+    make_hggt(tmp_path, n=1, range_name="a")
+    rng = np.random.default_rng(0)
+    for folder in ("original", "01"):
+        path = tmp_path / "Train/images/b" / folder
+        path.mkdir(parents=True)
+        Image.fromarray(smooth_image(rng, 64, 64)).save(path / "x.png")
+    _, problems = index_sets(tmp_path)
+    assert any("annotator" in p or "missing" in p for p in problems)
+
+
+def test_votes_by_member_name_not_by_position(tmp_path):
+    pictures = {
+        "Picture_5": {"Name": "x.png", "File": "original", "Label": None},
+        "Picture_1": {"Name": "x_02.png", "File": "02", "Label": "negative"},
+        "Picture_2": {"Name": "x_01.png", "File": "01", "Label": "Positive"},
+    }
+    (tmp_path / "x.json").write_text(json.dumps(pictures))
+    assert hggt.read_votes(tmp_path / "x.json", ["01", "02"]) == ["positive", "negative"]
+    with pytest.raises(ValueError, match="no label for member 03"):
+        hggt.read_votes(tmp_path / "x.json", ["01", "03"])

@@ -1,0 +1,115 @@
+"""models/lora.py: identity at the start, exact merge, only the adapters train."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from models.lora import add_lora, load_lora, lora_state, merge_lora
+from models.rrdb import RRDBNet
+from models.swinir import SwinIR
+
+SWINIR = ("*.mlp.fc1", "*.mlp.fc2")
+RRDB = ("body.*.rdb?.conv?",)
+
+
+def nets():
+    torch.manual_seed(0)
+    yield SwinIR(embed_dim=12, depths=(2,), num_heads=(2,)), SWINIR, 4
+    yield RRDBNet(num_feat=8, num_block=1, num_grow_ch=4), RRDB, 15
+
+
+def perturb(net):
+    with torch.no_grad():
+        for p in net.parameters():
+            if p.requires_grad:
+                p.add_(0.3 * torch.randn_like(p))
+
+
+@pytest.mark.parametrize("case", [0, 1])
+def test_identity_then_exact_merge(case):
+    net, targets, count = list(nets())[case]
+    x = torch.rand(1, 3, 16, 16)
+    keys, before = set(net.state_dict()), net(x)
+    names = add_lora(net, targets, rank=3)
+    assert len(names) == count
+    assert torch.equal(net(x), before)  # B = 0
+    perturb(net)
+    adapted = net(x)
+    assert (adapted - before).abs().max() > 1e-4
+    merge_lora(net)
+    assert set(net.state_dict()) == keys
+    assert torch.allclose(net(x), adapted, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", [0, 1])
+def test_only_adapters_train(case):
+    net, targets, count = list(nets())[case]
+    add_lora(net, targets, rank=3)
+    trained = {n for n, p in net.named_parameters() if p.requires_grad}
+    assert len(trained) == 2 * count and all("lora_" in n for n in trained)
+    frozen = {n: p.clone() for n, p in net.named_parameters() if n not in trained}
+    optimiser = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], 1e-2)
+    for _ in range(3):
+        optimiser.zero_grad()
+        net(torch.rand(1, 3, 8, 8)).square().mean().backward()
+        optimiser.step()
+    assert all(torch.equal(p, frozen[n]) for n, p in net.named_parameters() if n in frozen)
+    moved = lora_state(net)
+    assert all(v.abs().sum() > 0 for v in moved.values())
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [nn.Linear(5, 7), nn.Conv2d(5, 6, 3, padding=1), nn.Conv2d(5, 6, 3, stride=2, bias=False),
+     nn.Conv2d(5, 4, 1), nn.Conv2d(6, 4, 3, groups=2)],
+)
+def test_update_is_b_a_of_the_given_rank(layer):
+    net = nn.Sequential(layer)
+    base = layer.weight.detach().clone()
+    add_lora(net, ["0"], rank=2, alpha=4.0)
+    perturb(net)
+    state = lora_state(net)
+    merge_lora(net)
+    update = (net[0].weight - base).flatten(1)
+    expected = 4.0 / 2 * state["0.lora_b"] @ state["0.lora_a"]  # alpha / rank * B A
+    assert torch.allclose(update, expected, atol=1e-6)
+    assert torch.linalg.matrix_rank(update, rtol=1e-4) == 2
+
+
+def test_conv_adapter_is_kxk_then_1x1():
+    net = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1))
+    base = copy.deepcopy(net)
+    add_lora(net, ["0"], rank=2)
+    perturb(net)
+    state, x = lora_state(net), torch.rand(2, 3, 9, 9)
+    down = nn.functional.conv2d(x, state["0.lora_a"].view(2, 3, 3, 3), padding=1)
+    up = nn.functional.conv2d(down, state["0.lora_b"].view(5, 2, 1, 1))
+    assert torch.allclose(net(x), base(x) + up, atol=1e-5)
+
+
+def test_state_round_trip_and_refusals():
+    net, targets, _ = next(nets())
+    other = copy.deepcopy(net)
+    add_lora(net, targets, rank=3)
+    perturb(net)
+    add_lora(other, targets, rank=3)
+    load_lora(other, lora_state(net))
+    x = torch.rand(1, 3, 8, 8)
+    assert torch.equal(net(x), other(x))
+    with pytest.raises(ValueError, match="already has LoRA"):
+        add_lora(net, targets, rank=3)
+    with pytest.raises(ValueError, match="'nothing' matches no"):
+        add_lora(merge_lora(net), ["nothing"], rank=3)
+    add_lora(net, targets, rank=2)
+    with pytest.raises(ValueError, match="do not fit"):
+        load_lora(other, lora_state(net))
+
+
+def test_deepcopy_keeps_adapters_separate():
+    net, targets, _ = next(nets())
+    add_lora(net, targets, rank=3)
+    twin = copy.deepcopy(net)
+    perturb(net)
+    assert all(v.abs().sum() == 0 for k, v in lora_state(twin).items() if "lora_b" in k)

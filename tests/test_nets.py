@@ -1,0 +1,404 @@
+"""The three networks: names and shapes of the public checkpoints, and outputs that equal spandrel's
+independent implementations of SwinIR and ESRGAN."""
+
+import copy
+import math
+import re
+
+import numpy as np
+import pytest
+import spandrel
+import torch
+
+from models import discriminator, swinir
+from models.discriminator import UNetDiscriminatorSN
+from models.rrdb import RRDBNet
+from models.swinir import SwinIR
+
+SWINIR_DEMO = dict(embed_dim=24, depths=(2, 2), num_heads=(2, 2), upsampler="nearest+conv")
+RRDB_DEMO = dict(num_feat=16, num_block=2, num_grow_ch=8)
+pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid")  # spandrel's
+
+
+def randomise(net):
+    """Weights away from the initial ones: biases, LayerNorms and position tables count as well."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, p in net.named_parameters():
+            spread = 0.7 if "bias_table" in name else 0.1 if p.ndim == 1 else p[0].numel() ** -0.5
+            p.add_(spread * torch.randn(p.shape, generator=generator))
+    return net.eval()
+
+
+def image(h, w, batch=1):
+    return torch.rand(batch, 3, h, w, generator=torch.Generator().manual_seed(h * 100 + w))
+
+
+def independent(net):
+    """spandrel's network with this one's weights; spandrel also infers the settings anew."""
+    found = spandrel.ModelLoader(device="cpu").load_from_state_dict(dict(net.state_dict()))
+    assert found.scale == 4
+    return found.model.eval()
+
+
+def layout(net):
+    return [(k, tuple(v.shape), v.dtype) for k, v in net.state_dict().items()]
+
+
+@torch.no_grad()
+def assert_same_output(net, other, sizes):
+    for h, w in sizes:
+        a, b = net(image(h, w, 2)), other(image(h, w, 2))
+        assert a.shape == b.shape == (2, 3, 4 * h, 4 * w)
+        assert b.std() > 0.05  # the weights do something
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+# SwinIR
+
+
+@pytest.mark.parametrize("upsampler", ["pixelshuffle", "nearest+conv"])
+def test_swinir_full_has_the_public_keys_and_shapes(upsampler):
+    net = SwinIR(upsampler=upsampler)
+    other = independent(net)
+    assert type(other).__module__.startswith("spandrel.architectures.SwinIR")
+    assert layout(net) == layout(other)
+    buffers = [name for name, _ in net.named_buffers() if name != "mean"]
+    assert sum(name.endswith(".relative_position_index") for name in buffers) == 36
+    assert sum(name.endswith(".attn_mask") for name in buffers) == 18 == len(buffers) - 36
+    for name in buffers:
+        assert torch.equal(net.get_buffer(name), other.get_buffer(name))
+    millions = sum(p.numel() for p in net.parameters()) / 1e6
+    assert round(millions, 2) == (11.90 if upsampler == "pixelshuffle" else 11.72)
+
+
+def test_swinir_full_output():
+    net = randomise(SwinIR())
+    assert_same_output(net, independent(net), [(16, 9)])
+
+
+@pytest.mark.parametrize("upsampler", ["pixelshuffle", "nearest+conv"])
+def test_swinir_output(upsampler):
+    net = randomise(SwinIR(img_size=16, **{**SWINIR_DEMO, "upsampler": upsampler}))
+    # One window; img_size itself; multiples of 8; sides that need padding on either or both.
+    assert_same_output(net, independent(net), [(8, 8), (16, 16), (24, 16), (13, 24), (9, 15)])
+
+
+def test_swinir_window_4_and_other_settings():
+    settings = dict(img_size=8, window_size=4, depths=(3, 1), embed_dim=12, num_heads=(3, 2))
+    net = randomise(SwinIR(mlp_ratio=3, **settings))
+    assert_same_output(net, independent(net), [(8, 8), (11, 6)])
+
+
+def test_swinir_tiny_inputs():
+    net = randomise(SwinIR(**SWINIR_DEMO))
+    with torch.no_grad():
+        for h, w in [(1, 1), (3, 5), (2, 9)]:
+            lq = image(h, w)
+            reflected = np.pad(lq.numpy(), ((0, 0), (0, 0), (0, -h % 8), (0, -w % 8)), "reflect")
+            sr = net(lq)
+            assert sr.shape == (1, 3, 4 * h, 4 * w)
+            assert torch.equal(sr, net(torch.from_numpy(reflected))[..., : 4 * h, : 4 * w])
+
+
+def test_shifted_window_mask_by_hand():
+    # 2 x 4 pixels, windows of 2, shift 1: row 1 and column 3 are the wrapped ones.
+    no = swinir.MASKED
+    left = [[0, 0, no, no], [0, 0, no, no], [no, no, 0, 0], [no, no, 0, 0]]
+    right = [[0 if i == j else no for j in range(4)] for i in range(4)]
+    assert swinir.shifted_window_mask(2, 4, 2).tolist() == [left, right]
+
+
+def test_relative_position_index_by_hand():
+    # Window 2: rows (dy + 1) * 3 + dx + 1 for the tokens (0, 0), (0, 1), (1, 0), (1, 1).
+    expected = [[4, 3, 1, 0], [5, 4, 2, 1], [7, 6, 4, 3], [8, 7, 5, 4]]
+    assert swinir.relative_position_index(2).tolist() == expected
+
+
+def test_masks_are_built_once_per_size(monkeypatch):
+    net = randomise(SwinIR(**SWINIR_DEMO))
+    built = []
+    build = swinir.shifted_window_mask
+
+    def counted(h, w, *rest):
+        built.append((h, w))
+        return build(h, w, *rest)
+
+    monkeypatch.setattr(swinir, "shifted_window_mask", counted)
+    with torch.no_grad():
+        first = net(image(16, 24))
+        assert built == [(16, 24)]  # once for both shifted blocks
+        net(image(11, 20))  # padded to the same size
+        assert built == [(16, 24)]
+        net(image(24, 16))
+        assert built == [(16, 24), (24, 16)]
+        assert torch.equal(net(image(16, 24)), first)
+        assert torch.equal(copy.deepcopy(net)(image(16, 24)), first)
+        assert len(built) == 2
+        for n in range(1, 8):
+            net(image(8, 8 * n))
+        assert len(net._masks) == swinir.CACHED_MASKS
+        assert torch.equal(net(image(16, 24)), first)
+    assert layout(net) == layout(SwinIR(**SWINIR_DEMO))
+
+
+def test_swinir_follows_device_and_dtype():
+    net, lq = randomise(SwinIR(**SWINIR_DEMO)), image(8, 16)
+    with torch.no_grad():
+        single = net(lq)
+        torch.testing.assert_close(net.double()(lq.double()).float(), single)
+        half = net.bfloat16()(lq.bfloat16())
+        assert half.dtype == torch.bfloat16
+        torch.testing.assert_close(half.float(), single, rtol=0, atol=0.1)
+        assert net.to("meta")(lq.bfloat16().to("meta")).shape == (1, 3, 32, 64)
+
+
+def test_swinir_trains_after_inference_mode():
+    net = SwinIR(**SWINIR_DEMO)
+    with torch.inference_mode():
+        net(image(8, 8))
+    net(image(8, 8)).sum().backward()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(upscale=2),
+        dict(resi_connection="3conv"),
+        dict(upsampler="pixelshuffledirect"),
+        dict(window_size=7),
+        dict(img_size=60),
+        dict(img_size=8),
+        dict(depths=(2,)),
+        dict(num_heads=(7,) * 6),
+    ],
+)
+def test_swinir_refuses_settings(settings):
+    with pytest.raises(ValueError, match="^SwinIR: [^\n]*$"):
+        SwinIR(**settings)
+
+
+# RRDBNet
+
+
+def test_rrdb_full_has_the_public_keys_and_shapes():
+    net = RRDBNet()
+    convs = {"conv_first": (64, 3), "conv_last": (3, 64)}
+    convs |= {name: (64, 64) for name in ("conv_body", "conv_up1", "conv_up2", "conv_hr")}
+    for n in range(23):
+        for m in (1, 2, 3):
+            for k in (1, 2, 3, 4, 5):
+                convs[f"body.{n}.rdb{m}.conv{k}"] = (64 if k == 5 else 32, 64 + 32 * (k - 1))
+    expected = {f"{name}.weight": (*c, 3, 3) for name, c in convs.items()}
+    expected |= {f"{name}.bias": c[:1] for name, c in convs.items()}
+    assert {k: tuple(v.shape) for k, v in net.state_dict().items()} == expected
+    assert sum(p.numel() for p in net.parameters()) == 16_697_987
+    assert len(independent(net).state_dict()) == len(expected)
+
+
+def test_rrdb_output():
+    net = randomise(RRDBNet(num_feat=16, num_block=2))  # spandrel knows num_grow_ch 32 alone
+    assert_same_output(net, independent(net), [(8, 8), (7, 12), (3, 5), (1, 1)])
+
+
+def test_rrdb_initialisation():
+    net = RRDBNet(num_block=1)
+    conv = net.body[0].rdb2.conv3
+    assert conv.weight.std().item() == pytest.approx(0.1 * math.sqrt(2 / (128 * 9)), rel=0.05)
+    assert not conv.bias.any()
+
+
+def old_esrgan_names(state):
+    """ESRGAN's repository: RRDB_trunk and the like."""
+    names = {"conv_body": "trunk_conv", "conv_up1": "upconv1", "conv_up2": "upconv2"}
+    names["conv_hr"] = "HRconv"
+    old = {}
+    for key, value in state.items():
+        key = re.sub(r"body\.(\d+)\.rdb(\d)", r"RRDB_trunk.\1.RDB\2", key)
+        module, leaf = key.rsplit(".", 1)
+        old[f"{names.get(module, module)}.{leaf}"] = value
+    return old
+
+
+def oldest_esrgan_names(state, num_block):
+    """The first ESRGAN models: one nn.Sequential called model."""
+    names = {"conv_first": "model.0", "conv_body": f"model.1.sub.{num_block}"}
+    names |= {"conv_up1": "model.3", "conv_up2": "model.6", "conv_hr": "model.8"}
+    names["conv_last"] = "model.10"
+    old = {}
+    for key, value in state.items():
+        module, leaf = key.rsplit(".", 1)
+        module = re.sub(r"body\.(\d+)\.rdb(\d)\.(conv\d)", r"model.1.sub.\1.RDB\2.\3.0", module)
+        old[f"{names.get(module, module)}.{leaf}"] = value
+    return old
+
+
+def test_rrdb_loads_old_names():
+    net = randomise(RRDBNet(**RRDB_DEMO))
+    state = net.state_dict()
+    # spandrel keeps the oldest names, which checks this file's own renaming.
+    first = independent(RRDBNet(num_feat=16, num_block=2))
+    assert set(oldest_esrgan_names(state, 2)) == set(first.state_dict())
+    for old in (old_esrgan_names(state), oldest_esrgan_names(state, 2)):
+        assert not any(key.startswith("body.") for key in old)
+        assert RRDBNet.matches(old)
+        loaded = RRDBNet.from_state(old).state_dict()
+        assert list(loaded) == list(state)
+        assert all(torch.equal(loaded[k], state[k]) for k in state)
+
+
+# Discriminator
+
+
+def test_discriminator_has_the_public_keys_and_shapes():
+    expected = {
+        "conv0.weight": (64, 3, 3, 3),
+        "conv0.bias": (64,),
+        "conv1.weight_orig": (128, 64, 4, 4),
+        "conv1.weight_u": (128,),
+        "conv1.weight_v": (64 * 16,),
+        "conv2.weight_orig": (256, 128, 4, 4),
+        "conv2.weight_u": (256,),
+        "conv2.weight_v": (128 * 16,),
+        "conv3.weight_orig": (512, 256, 4, 4),
+        "conv3.weight_u": (512,),
+        "conv3.weight_v": (256 * 16,),
+        "conv4.weight_orig": (256, 512, 3, 3),
+        "conv4.weight_u": (256,),
+        "conv4.weight_v": (512 * 9,),
+        "conv5.weight_orig": (128, 256, 3, 3),
+        "conv5.weight_u": (128,),
+        "conv5.weight_v": (256 * 9,),
+        "conv6.weight_orig": (64, 128, 3, 3),
+        "conv6.weight_u": (64,),
+        "conv6.weight_v": (128 * 9,),
+        "conv7.weight_orig": (64, 64, 3, 3),
+        "conv7.weight_u": (64,),
+        "conv7.weight_v": (64 * 9,),
+        "conv8.weight_orig": (64, 64, 3, 3),
+        "conv8.weight_u": (64,),
+        "conv8.weight_v": (64 * 9,),
+        "conv9.weight": (1, 64, 3, 3),
+        "conv9.bias": (1,),
+    }
+    state = UNetDiscriminatorSN().state_dict()
+    assert {k: tuple(v.shape) for k, v in state.items()} == expected
+
+
+@pytest.mark.parametrize("skip_connection", [True, False])
+def test_discriminator_by_hand(skip_connection):
+    """All weights one, conv0 a constant one: far from the border each layer is one factor.
+
+    A convolution of ones from i to o channels over t taps gives i * t, and its spectral norm is
+    sqrt(i * o * t): 2 sqrt(2) for the halvings, 3 sqrt(2) for conv4 to conv6, 3 for conv7, conv8.
+    """
+    net = UNetDiscriminatorSN(num_feat=1, skip_connection=skip_connection)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.fill_(1.0)
+        net.conv0.weight.zero_()
+        logits = net(image(128, 136))
+    down, up, skip = 8**0.5, 18**0.5, float(skip_connection)
+    x4 = up * down**3 + skip * down**2
+    x6 = up * (up * x4 + skip * down) + skip
+    assert logits.shape == (1, 1, 128, 136)
+    assert float(logits[0, 0, 64, 68]) == pytest.approx(9 * 3 * 3 * x6 + 1, rel=1e-5)
+
+
+def test_discriminator_upsampling_by_hand():
+    doubled = discriminator.upsample2(torch.tensor([[[[0.0, 1.0]]]]))
+    assert doubled.tolist() == [[[[0.0, 0.25, 0.75, 1.0]] * 2]]
+
+
+def test_discriminator_needs_sides_that_divide_by_8():
+    net = UNetDiscriminatorSN(num_feat=2)
+    with pytest.raises(ValueError, match="32x36 px; sides must divide by 8"):
+        net(image(32, 36))
+
+
+def test_discriminator_state_round_trip():
+    net = UNetDiscriminatorSN(num_feat=2)
+    net(image(16, 16)).sum().backward()  # moves u and v
+    other = UNetDiscriminatorSN(num_feat=2)
+    other.load_state_dict(net.state_dict())
+    assert torch.equal(other.eval()(image(16, 24)), net.eval()(image(16, 24)))
+
+
+# All
+
+
+@pytest.mark.parametrize(
+    "net, size",
+    [
+        (SwinIR(**SWINIR_DEMO), (3, 5)),
+        (SwinIR(**{**SWINIR_DEMO, "upsampler": "pixelshuffle"}), (9, 16)),
+        (RRDBNet(**RRDB_DEMO), (3, 5)),
+        (UNetDiscriminatorSN(num_feat=12), (16, 24)),
+    ],
+    ids=["swinir", "swinir-pixelshuffle", "rrdb", "discriminator"],
+)
+def test_gradients_reach_every_parameter(net, size):
+    # Two forwards before one backward, as a discriminator step does.
+    (net(image(*size)).square().mean() - net(1 - image(*size)).mean()).backward()
+    for name, p in net.named_parameters():
+        assert p.grad is not None and p.grad.isfinite().all() and p.grad.any(), name
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        SwinIR(**SWINIR_DEMO),
+        SwinIR(img_size=24, window_size=4, depths=(1, 3, 2), embed_dim=12, num_heads=(1, 2, 3)),
+        SwinIR(depths=(1,), embed_dim=6, num_heads=(3,), mlp_ratio=1.5, num_feat=12),
+        RRDBNet(**RRDB_DEMO),
+    ],
+    ids=["swinir-demo", "swinir-window-4", "swinir-unshifted", "rrdb"],
+)
+def test_from_state_round_trip(net):
+    state = randomise(net).state_dict()
+    kind, other_kind = (SwinIR, RRDBNet) if isinstance(net, SwinIR) else (RRDBNet, SwinIR)
+    assert kind.matches(state) and not other_kind.matches(state)
+    again = kind.from_state(state).eval()
+    assert layout(again) == layout(net)
+    with torch.no_grad():
+        assert torch.equal(again(image(7, 9)), net(image(7, 9)))
+
+
+def without(state, key):
+    return {k: v for k, v in state.items() if k != key}
+
+
+def test_from_state_refuses_what_does_not_fit():
+    swin, rrdb = SwinIR(**SWINIR_DEMO).state_dict(), RRDBNet(**RRDB_DEMO).state_dict()
+    block = "layers.1.residual_group.blocks.1."
+    refused = [
+        (SwinIR, {}, "not a SwinIR state dict: 0 keys"),
+        (SwinIR, rrdb, "not a SwinIR state dict: .*'conv_first.weight'"),
+        (RRDBNet, swin, "not an RRDBNet state dict: .*'conv_first.weight'"),
+        (SwinIR, without(swin, "norm.bias"), "fit SwinIR: missing norm.bias$"),
+        (SwinIR, without(swin, block + "attn_mask"), f"fit SwinIR: missing {block}attn_mask$"),
+        (SwinIR, without(swin, "conv_before_upsample.0.weight"), "missing 'conv_before_upsample"),
+        (SwinIR, swin | {"conv_up3.weight": torch.zeros(1)}, "unexpected conv_up3.weight$"),
+        (
+            SwinIR,
+            swin | {"conv_last.bias": torch.zeros(1)},
+            r"conv_last.bias is \(1,\) instead of \(3,\)$",
+        ),
+        (
+            SwinIR,
+            {k: v for k, v in swin.items() if ".norm1." not in k},
+            "missing layers.0.residual_group.blocks.0.norm1.weight, .*, .* and 5 more$",
+        ),
+        (RRDBNet, without(rrdb, "conv_hr.bias"), "fit RRDBNet: missing conv_hr.bias$"),
+        (RRDBNet, rrdb | {"body.2.rdb1.conv1.bias": torch.zeros(8)}, "missing body.2.* 26 more$"),
+        (RRDBNet, rrdb | {"conv_first.weight": torch.zeros(16, 12, 3, 3)}, "12 input channels"),
+    ]
+    for kind, state, message in refused:
+        with pytest.raises(ValueError, match=message) as error:
+            kind.from_state(state)
+        assert "\n" not in str(error.value)
+
+
+def test_rrdb_refuses_other_scales():
+    with pytest.raises(ValueError, match="scale 2; only 4"):
+        RRDBNet(scale=2)

@@ -1,0 +1,317 @@
+"""train_sr.py and finetune_lora.py: the samplers as functions, and real runs as subprocesses."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from make_data import make_hggt
+from torch import nn
+
+import train_sr
+from models.checkpoint import load_file, read_state
+from models.swinir import SwinIR
+from train_sr import choose_argmax, ema_update, lr_at, sampling_weights
+
+ROOT = Path(__file__).resolve().parent.parent
+LABELS = np.array([[0, 1, 1, -1, 0], [0, -1, 0, 0, -1], [0, 1, 0, 0, 0]], np.int8)
+QUALITY = np.array([[50.0, 60.0, 70.0, 90.0, 40.0]] * 3)
+
+
+def sharpness():
+    """An NR-IQA for the tests: mean absolute horizontal difference, differentiable."""
+
+    class Sharpness(nn.Module):
+        def forward(self, x):
+            return 100 * (x[..., 1:] - x[..., :-1]).abs().mean((1, 2, 3))
+
+    return Sharpness()
+
+
+def weights(sampler, tau=10.0):
+    return sampling_weights(sampler, LABELS, QUALITY, tau, LABELS.shape)
+
+
+def test_sampling_weights_by_hand():
+    assert (weights("origs_only") == [[1, 0, 0, 0, 0]] * 3).all()
+    assert np.allclose(weights("rand"), 0.2)
+    # Uniform over positives; a set without any is dropped; the original never.
+    assert (weights("upos") == [[0, 0.5, 0.5, 0, 0], [0] * 5, [0, 1, 0, 0, 0]]).all()
+    e = np.exp([5.0, 6.0, 7.0, 9.0, 4.0])  # Q / tau
+    assert np.allclose(weights("sma"), e / e.sum())
+    smp = weights("smp")
+    assert np.allclose(smp[0], [0, 1 / (1 + np.e), np.e / (1 + np.e), 0, 0])
+    assert (smp[1] == 0).all() and (smp[2] == [0, 1, 0, 0, 0]).all()
+    assert weights("amo") is None
+
+
+def test_temperature_limits():
+    assert np.allclose(weights("sma", tau=1e9), 0.2)
+    assert np.allclose(weights("sma", tau=1e-3), [0, 0, 0, 1, 0])
+    assert np.allclose(weights("smp", tau=1e9)[0], weights("upos")[0])
+
+
+def test_amo_takes_the_best_patch():
+    gts = torch.rand(3, 5, 3, 8, 8) * 0.1
+    gts[0, 2] += 0.5 * torch.rand(3, 8, 8)
+    gts[1, 4] += 0.5 * torch.rand(3, 8, 8)
+    gts[2, 0] += 0.5 * torch.rand(3, 8, 8)
+    assert choose_argmax(gts, sharpness()).tolist() == [2, 4, 0]
+
+
+def test_schedule_and_ema():
+    assert [lr_at(s, 8.0, [2, 4]) for s in range(1, 7)] == [8, 8, 4, 4, 2, 2]
+    net, ema = nn.Linear(2, 1, bias=False), nn.Linear(2, 1, bias=False)
+    with torch.no_grad():
+        net.weight.fill_(1.0)
+        ema.weight.fill_(0.0)
+    for _ in range(3):
+        ema_update(ema, net, 0.9)
+    assert torch.allclose(ema.weight, torch.full((1, 2), 1 - 0.9**3))
+
+
+def test_presets_are_the_papers():
+    swinir, rrdb = train_sr.PRESETS["swinir"], train_sr.PRESETS["rrdb"]
+    assert swinir["batch_size"] == 32 and rrdb["batch_size"] == 48
+    args = train_sr.parse_args(["--sampler", "amo"])
+    train_sr.complete_settings(args)
+    assert args.milestones == [200_000, 250_000, 275_000, 287_500] and args.lr == 1e-4
+    assert (args.steps, args.patch_size, args.ema_decay, args.tau) == (300_000, 256, 0.999, 10.0)
+    assert (args.lambda_l1, args.lambda_p, args.lambda_a) == (1.0, 1.0, 0.1)
+    assert args.out == "runs/swinir-amo" and args.data == "datasets/HGGT"
+    args = train_sr.parse_args(["--lambda-p", "0", "--lambda-a", "0"])
+    train_sr.complete_settings(args)
+    assert (args.sampler, args.lr, args.out) == ("origs_only", 2e-4, "runs/swinir-stage1")
+    assert args.milestones == [150_000, 240_000, 270_000, 285_000]
+
+
+# ------------------------------------------------------------------------ real runs
+
+
+def run(script, *flags, cwd, processes=0, ok=True):
+    command = [sys.executable]
+    if processes:
+        command += ["-m", "torch.distributed.run", "--standalone",
+                    f"--nproc_per_node={processes}"]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
+                        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    result = subprocess.run([*command, str(ROOT / script), *map(str, flags)], cwd=cwd, env=env,
+                            capture_output=True, text=True, timeout=170)
+    if ok:
+        assert result.returncode == 0, result.stderr[-2000:]
+    return result
+
+
+TINY = ("--net", "swinir_tiny", "--data", "HGGT", "--perceptual", "laplacian", "--patch-size", 32,
+        "--batch-size", 2, "--num-workers", 0, "--log-every", 2, "--lr", 1e-3,
+        "--iqa", "test_train:sharpness")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A working folder with data, a stage-one net and a 6-step amo run."""
+    folder = tmp_path_factory.mktemp("train")
+    make_hggt(folder / "HGGT", n=4, size=64)
+    run("train_sr.py", *TINY, "--data", "HGGT/Train/images/0-4/original", "--lambda-p", 0,
+        "--lambda-a", 0, "--steps", 3, "--out", "stage1", cwd=folder)
+    amo = ("--sampler", "amo", "--init", "stage1/net_g_ema.pt")
+    run("train_sr.py", *TINY, *amo, "--steps", 6, "--save-every", 2, "--sample-every", 3,
+        "--out", "amo", cwd=folder)
+    return folder
+
+
+def read_log(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def same_weights(a, b, tolerance=0.0):
+    a, b = load_file(a), load_file(b)
+    for part in ("params", "params_ema", "net_d"):
+        for key in a[part]:
+            difference = (a[part][key].double() - b[part][key].double()).abs().max()
+            assert difference <= tolerance, (part, key, float(difference))
+
+
+def test_run_writes_what_it_promises(base):
+    net = SwinIR.from_state(read_state(base / "amo/net_g_ema.pt"))
+    assert net(torch.rand(1, 3, 16, 16)).shape == (1, 3, 64, 64)
+    last = load_file(base / "amo/last.pt")
+    assert last["step"] == 6
+    stage1 = read_state(base / "stage1/net_g_ema.pt")
+    moved = [k for k in stage1 if stage1[k].is_floating_point()
+             and not torch.equal(stage1[k], last["params"][k])]
+    assert len(moved) > 40
+    log = read_log(base / "amo/log.csv")
+    assert [row["step"] for row in log] == ["2", "4", "6"]
+    for row in log:
+        assert abs(sum(float(row[f"share_{k}"]) for k in range(5)) - 1) < 1e-5
+        assert float(row["l_pix"]) > 0 and float(row["l_adv"]) > 0 and float(row["l_d"]) > 0
+    assert sorted(p.name for p in (base / "amo/samples").iterdir()) == ["000003.png", "000006.png"]
+    # Contrast grows with the member, so that sharpness picks the last one, patch by patch.
+    assert float(log[-1]["share_4"]) == 1.0
+
+
+def test_stop_and_resume_is_bit_identical(base):
+    flags = (*TINY, "--sampler", "amo", "--init", "stage1/net_g_ema.pt", "--save-every", 2,
+             "--out", "resumed")
+    run("train_sr.py", *flags, "--steps", 4, cwd=base)
+    # A row after the checkpoint, as a killed run leaves it.
+    with open(base / "resumed/log.csv", "a") as file:
+        file.write("6,0.001,1,1,1,1,1,0,0,0,0,1\n8,0.0")
+    result = run("train_sr.py", *flags, "--steps", 6, "--num-workers", 1, cwd=base)
+    assert "resuming resumed at step 4" in result.stdout
+    same_weights(base / "amo/last.pt", base / "resumed/last.pt")
+    assert (base / "amo/log.csv").read_bytes() == (base / "resumed/log.csv").read_bytes()
+
+
+def test_two_processes_agree_with_one(base):
+    flags = (*TINY, "--sampler", "amo", "--init", "stage1/net_g_ema.pt", "--steps", 4)
+    run("train_sr.py", *flags, "--out", "one", cwd=base)
+    run("train_sr.py", *flags, "--out", "two", cwd=base, processes=2)
+    same_weights(base / "one/last.pt", base / "two/last.pt", tolerance=1e-5)
+    one, two = read_log(base / "one/log.csv"), read_log(base / "two/log.csv")
+    assert len(one) == len(two) == 2
+    for a, b in zip(one, two, strict=True):
+        assert all(abs(float(a[k]) - float(b[k])) < 1e-4 for k in a)
+
+
+@pytest.mark.parametrize("sampler", ["origs_only", "rand", "upos", "sma", "smp"])
+def test_every_sampler_trains(base, sampler):
+    args = train_sr.parse_args([*map(str, TINY), "--sampler", sampler, "--steps", "2", "--data",
+                                str(base / "HGGT"), "--out", str(base / sampler),
+                                "--init", str(base / "stage1/net_g_ema.pt")])
+    train_sr.main(args)
+    row = read_log(base / sampler / "log.csv")[-1]
+    if sampler in ("upos", "smp"):
+        assert float(row["share_0"]) == 0.0
+    if sampler == "origs_only":
+        assert float(row["share_0"]) == 1.0
+    if sampler in ("sma", "smp"):
+        (cache,) = (base / "HGGT").glob("quality_*.csv")
+        assert len(read_log(cache)) == 4 * 5
+
+
+def test_quality_is_scored_once(base, monkeypatch):
+    sets = train_sr.load_sets(base / "HGGT")
+    first = train_sr.image_quality(sets, "test_train:sharpness", sharpness(),
+                                   torch.device("cpu"), 0, 1)
+    assert first.shape == (4, 5) and (np.diff(first, axis=1) > 0).all()  # contrast grows
+    monkeypatch.setattr(train_sr, "read_rgb", lambda path: 1 / 0)
+    again = train_sr.image_quality(sets, "test_train:sharpness", None, torch.device("cpu"), 0, 1)
+    assert (again == first).all()
+
+
+def test_rrdb_stage_two_and_fine_tuning(base):
+    tiny = ("--net", "rrdb_tiny", *TINY[2:])
+    run("train_sr.py", *tiny, "--sampler", "upos", "--steps", 2, "--out", "rrdb", cwd=base)
+    run("finetune_lora.py", *tiny, "--sampler", "upos", "--init", "rrdb/net_g_ema.pt",
+        "--steps", 2, "--lora-rank", 2, "--lambda-a", 0.1, "--init-d", "rrdb/last.pt",
+        "--out", "rrdb-ft", cwd=base)
+    base_state, tuned = (read_state(base / f"{d}/net_g_ema.pt") for d in ("rrdb", "rrdb-ft"))
+    changed = {k for k in base_state if not torch.equal(base_state[k], tuned[k])}
+    assert set(tuned) == set(base_state)
+    assert changed == {k for k in base_state if ".rdb" in k and k.endswith("weight")}
+
+
+def test_fine_tuning_raises_the_score(base):
+    flags = (*TINY, "--sampler", "amo", "--init", "amo/net_g_ema.pt", "--lora-rank", 4,
+             "--lambda-q", 0.05, "--ema-decay", 0.5, "--steps", 8, "--lr", 5e-3)
+    run("finetune_lora.py", *flags, "--out", "ft", cwd=base)
+    lora = load_file(base / "ft/lora.pt")
+    assert lora["rank"] == 4 and len(lora["lora"]) == 2 * 2 * 4  # A and B of fc1, fc2, 4 blocks
+    before = SwinIR.from_state(read_state(base / "amo/net_g_ema.pt"))
+    after = SwinIR.from_state(read_state(base / "ft/net_g_ema.pt"))
+    assert sum(not torch.equal(a, b) for a, b in
+               zip(before.parameters(), after.parameters(), strict=True)) == 8
+    x = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert sharpness()(after(x)).mean() > sharpness()(before(x)).mean()
+    log = read_log(base / "ft/log.csv")
+    assert all(float(r["l_adv"]) == 0 and float(r["l_iqa"]) < 0 for r in log)
+    # Resume in one process of what was stopped: bit-identical too.
+    run("finetune_lora.py", *flags[:-4], "--steps", 5, "--lr", 5e-3, "--out", "ft2",
+        "--save-every", 4, cwd=base)
+    run("finetune_lora.py", *flags, "--out", "ft2", cwd=base)
+    assert all(torch.equal(v, load_file(base / "ft2/lora.pt")["lora"][k])
+               for k, v in lora["lora"].items())
+
+
+def test_full_fine_tuning_moves_everything(base):
+    run("finetune_lora.py", *TINY, "--sampler", "amo", "--init", "amo/net_g_ema.pt", "--full",
+        "--steps", 2, "--out", "full", cwd=base)
+    before, after = (read_state(base / f"{d}/net_g_ema.pt") for d in ("amo", "full"))
+    floats = [k for k in before if before[k].is_floating_point() and "attn_mask" not in k]
+    moved = [k for k in floats if not torch.equal(before[k], after[k])]
+    assert len(moved) > 0.9 * len(floats) and not (base / "full/lora.pt").exists()
+
+
+# ------------------------------------------------------------------------ bad input
+
+
+def bad(base, script, message, *flags, processes=0):
+    result = run(script, *flags, cwd=base, processes=processes, ok=False)
+    lines = [line for line in result.stderr.splitlines() if line.startswith(script)]
+    assert lines and message in lines[0], result.stderr[-1500:]
+    assert "Traceback" not in result.stderr or processes
+    assert result.returncode == (1 if processes else 2)  # torchrun itself ends with 1
+
+
+STAGE2 = ("--sampler", "amo", "--init", "stage1/net_g_ema.pt", "--out", "bad")
+
+
+@pytest.mark.parametrize(
+    ("message", "flags"),
+    [
+        ("absent: no such folder", ("--data", "absent")),
+        ("64x64 is smaller than --patch-size 128", ("--patch-size", 128)),
+        ("no_such_metric", ("--iqa", "no_such_metric")),
+        ("absent.pt: no such file", ("--init", "absent.pt")),
+        ("HGGT/Train/labels/0-4/A/img00.json: not a readable weight file",
+         ("--init", "HGGT/Train/labels/0-4/A/img00.json")),
+        ("not a RRDBNet", ("--net", "rrdb_tiny")),
+        ("of another size than --net swinir", ("--net", "swinir")),
+        ("needs labels", ("--sampler", "upos", "--data", "HGGT/Train/images/0-4/original")),
+        ("last.pt: was trained with --sampler amo, not rand", ("--sampler", "rand",
+                                                               "--out", "amo")),
+    ],
+)
+def test_bad_input_ends_at_the_start(base, message, flags):
+    argv = [*map(str, (*TINY, *STAGE2, *flags))]
+    args = train_sr.parse_args(argv)
+    folder = os.getcwd()
+    os.chdir(base)
+    try:
+        with pytest.raises((ValueError, OSError)) as error:
+            train_sr.main(args)
+    finally:
+        os.chdir(folder)
+    assert message in str(error.value)
+    assert not (base / "bad" / "last.pt").exists()
+
+
+def test_bad_input_is_one_line_and_exit_2(base):
+    bad(base, "train_sr.py", "absent: no such folder", *TINY, *STAGE2, "--data", "absent")
+    bad(base, "finetune_lora.py", "absent.pt: no such file", *TINY, *STAGE2, "--init", "absent.pt")
+    result = run("train_sr.py", "--sampler", "best", cwd=base, ok=False)
+    assert result.returncode == 2 and "invalid choice: 'best'" in result.stderr
+
+
+def test_batch_must_divide_among_processes(base):
+    bad(base, "train_sr.py", "divisible by the 2 processes", *TINY, *STAGE2, "--batch-size", 3,
+        processes=2)
+
+
+def test_check_data_flag(base, tmp_path):
+    result = run("train_sr.py", "--check-data", "--data", base / "HGGT", cwd=base)
+    assert "4 sets of 5 images" in result.stdout and "0 problems" in result.stdout
+    make_hggt(tmp_path, n=2)
+    (tmp_path / "Train/images/0-4/01/img00_01.png").unlink()
+    (tmp_path / "Train/labels/0-4/A/img01.json").write_text("{")
+    result = run("train_sr.py", "--check-data", "--data", tmp_path, cwd=base, ok=False)
+    assert result.returncode == 2
+    assert "img00_01.png" in result.stdout and "img01.json" in result.stdout

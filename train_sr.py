@@ -1,0 +1,535 @@
+"""Train 4x super-resolution on several ground truths per image (paper Sec. 4.1, 4.2; Table 5).
+
+Stage two (the paper's): L1 + perceptual + GAN, Eq. 1, with the ground truth chosen by --sampler.
+
+    python train_sr.py --sampler amo --init runs/swinir-stage1/net_g_ema.pt       # CPU or one GPU
+    torchrun --nproc_per_node=4 train_sr.py --sampler amo --init ...              # the paper's run
+    torchrun --nproc_per_node=4 train_sr.py --net rrdb --sampler upos --init ...  # RealESRGAN, HGGT
+
+Stage one (the initialisation): L1 alone on a flat folder of high-resolution crops.
+
+    torchrun --nproc_per_node=4 train_sr.py --data datasets/DF2K_OST --lambda-p 0 --lambda-a 0
+
+In:  --data, a folder in one of the layouts of models/hggt.py (`--check-data` inspects it).
+Out: --out (default runs/<net>-<sampler>) with net_g_ema.pt (the result), last.pt (everything that a
+     resume needs; evaluate.py reads it too), log.csv, samples/*.png. Running the same command again
+     resumes; draws depend on (seed, draw) alone, so a resumed run equals an uninterrupted one.
+"""
+
+import argparse
+import copy
+import csv
+import functools
+import hashlib
+import os
+import re
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from models.checkpoint import load_file, read_state, save_atomic, write_csv
+from models.degradations import degrade_patch, usm_sharpen
+from models.discriminator import UNetDiscriminatorSN
+from models.hggt import Draws, MultiGT, check_data, load_sets, read_rgb
+from models.iqa import load_iqa, min_side
+from models.losses import VGG19Loss, gan_loss_d, gan_loss_g, laplacian_loss
+from models.rrdb import RRDBNet
+from models.swinir import SwinIR
+
+SAMPLERS = ("origs_only", "rand", "upos", "sma", "smp", "amo")
+LOSSES = ("l_pix", "l_percep", "l_adv", "l_d", "l_iqa")
+
+# PAPER: Sec. 5, 8.2 (HGGT's settings). The `_tiny` nets are the demo's: minutes on a CPU.
+PRESETS = {
+    "swinir": {
+        "build": functools.partial(SwinIR, upsampler="pixelshuffle"),
+        "degradation": "one_round",
+        "batch_size": 32,
+        "milestones": [200_000, 250_000, 275_000, 287_500],
+        "stage_one_milestones": [150_000, 240_000, 270_000, 285_000],
+        "disc_feat": 64,
+    },
+    "rrdb": {
+        "build": RRDBNet,
+        "degradation": "two_round",
+        "batch_size": 48,
+        "milestones": [300_000],
+        "stage_one_milestones": [300_000],
+        "disc_feat": 64,
+    },
+}
+PRESETS["swinir_tiny"] = PRESETS["swinir"] | {
+    # A pixel-shuffle tail this small leaves a grid, which a small quality model rewards.
+    "build": functools.partial(
+        SwinIR, embed_dim=24, depths=(2, 2), num_heads=(2, 2), num_feat=12,
+        upsampler="nearest+conv",
+    ),
+    "batch_size": 8,
+    "disc_feat": 12,
+}
+PRESETS["rrdb_tiny"] = PRESETS["rrdb"] | {
+    "build": functools.partial(RRDBNet, num_feat=16, num_block=2, num_grow_ch=8),
+    "batch_size": 8,
+    "disc_feat": 12,
+}
+
+
+# ------------------------------------------------------------------------- the method
+
+
+def sampling_weights(
+    sampler: str, labels: np.ndarray | None, quality: np.ndarray | None, tau: float, shape: tuple
+) -> np.ndarray | None:
+    """Probability of each ground truth of each set (paper Eq. 2-4 and the baselines of Sec. 5).
+
+    labels:  (n, K) +1 positive, 0 similar, -1 negative, column 0 the original; upos and smp only
+    quality: (n, K) image-level NR-IQA scores, up = better; sma and smp only
+    tau:     softmax temperature on the scale of quality (tau -> inf: uniform)
+    shape:   (n, K)
+    Returns (n, K) float64, rows sum to 1, a set without candidates is a row of zeros; None for amo,
+    whose choice is made per patch by `choose_argmax`.
+    """
+    if sampler == "amo":
+        return None
+    if sampler == "origs_only":
+        return np.repeat(np.eye(1, shape[1]), shape[0], axis=0)
+    if sampler == "rand":
+        return np.full(shape, 1 / shape[1])
+    allowed = labels > 0 if sampler in ("upos", "smp") else np.ones(shape, bool)
+    # PAPER: Eq. 2, SoftMax_tau(Q(S_I)) over S_I = all or the positives; upos is tau -> infinity
+    logits = np.zeros(shape) if sampler == "upos" else quality.astype(np.float64) / tau
+    logits = np.where(allowed, logits, -np.inf)
+    best = logits.max(1, keepdims=True)
+    weights = np.exp(logits - np.where(np.isfinite(best), best, 0))
+    return weights / np.maximum(weights.sum(1, keepdims=True), 1e-300)
+
+
+@torch.no_grad()
+def choose_argmax(gts: Tensor, iqa: nn.Module) -> Tensor:
+    """Argmax-online (paper Sec. 4.2): the best of the K patches of each sample.
+
+    gts: (N, K, 3, H, W) in [0, 1], the same random location of every ground truth
+    Returns (N,) int64 indices into K.
+    """
+    return iqa(gts.flatten(0, 1)).view(gts.shape[:2]).argmax(1)
+
+
+def lr_at(step: int, base: float, milestones: list[int]) -> float:
+    """Learning rate of a 1-based step: halved once each milestone has been passed."""
+    return base * 0.5 ** sum(step > m for m in milestones)
+
+
+@torch.no_grad()
+def ema_update(net_ema: nn.Module, net: nn.Module, decay: float) -> None:
+    """net_ema <- decay * net_ema + (1 - decay) * net, over the trained parameters."""
+    pairs = zip(net_ema.parameters(), net.parameters(), strict=True)
+    averaged, trained = zip(*((e, p) for e, p in pairs if p.requires_grad), strict=True)
+    torch._foreach_lerp_(averaged, trained, 1 - decay)
+
+
+# ------------------------------------------------------------------------- boilerplate
+
+
+class StepDraws:
+    """Batch sampler: the draw numbers of one rank for the steps first..last (1-based)."""
+
+    def __init__(self, first: int, last: int, batch_size: int, rank: int, world: int):
+        self.first, self.last, self.batch_size = first, last, batch_size
+        self.share, self.rank = batch_size // world, rank
+
+    def __len__(self) -> int:
+        return max(0, self.last - self.first + 1)
+
+    def __iter__(self):
+        for step in range(self.first, self.last + 1):
+            start = (step - 1) * self.batch_size + self.rank * self.share
+            yield range(start, start + self.share)
+
+
+def init_distributed() -> tuple[int, int, torch.device]:
+    """(rank, world size, device); a process group only under torchrun."""
+    world, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", local) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    if world > 1 and not dist.is_initialized():
+        # Rank 0 may index 60,000 label files while the others wait.
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(hours=2))
+    return int(os.environ.get("RANK", 0)), world, device
+
+
+def main_first(rank: int, world: int, work):
+    """Run work() on rank 0, then on the others, who find its cache."""
+    result = work() if rank == 0 else None
+    if world > 1:
+        dist.barrier()
+    return result if rank == 0 else work()
+
+
+def load_checked(args: argparse.Namespace) -> nn.Module:
+    """The network in --init, which must be of the kind and size of --net."""
+    state, net = read_state(args.init), PRESETS[args.net]["build"]()
+    if not type(net).matches(state):
+        raise ValueError(f"{args.init}: not a {type(net).__name__}, which --net {args.net} is")
+    try:
+        loaded = type(net).from_state(state)
+    except ValueError as error:
+        raise ValueError(f"{args.init}: {error}") from error
+    shapes = {k: v.shape for k, v in net.named_parameters()}
+    if shapes != {k: v.shape for k, v in loaded.named_parameters()}:
+        raise ValueError(f"{args.init}: {type(net).__name__} of another size than --net {args.net}")
+    return loaded
+
+
+def load_discriminator(net_d: nn.Module, path: str) -> None:
+    """Weights of the discriminator from a run's last.pt or a public net_d file."""
+    data = load_file(path)
+    state = data["net_d"] if "net_d" in data else read_state(path)
+    try:
+        net_d.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: holds no discriminator of this size for --init-d") from error
+
+
+def metric_key(name: str) -> str:
+    """The metric's name, with its weight file (if given) replaced by the file's checksum."""
+    name, _, file = name.partition("@")
+    return f"{name}@{hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12]}" if file else name
+
+
+def image_quality(
+    sets: MultiGT, metric: str, iqa: nn.Module, device: torch.device, rank: int, world: int
+) -> np.ndarray:
+    """Quality of every whole ground truth, (n, K), for sma and smp (paper Sec. 4.2).
+
+    Scored once, sharded over the ranks, and kept in <data>/quality_<metric>.csv under the metric's
+    key and each image's path relative to the data folder.
+    """
+    key = metric_key(metric)
+    cache = Path(sets.root) / f"quality_{re.sub(r'[^A-Za-z0-9+-]+', '_', key)}.csv"
+    images = [[os.path.relpath(p, sets.root) for p in row] for row in sets.paths]
+    if cache.is_file():
+        with open(cache, newline="", encoding="utf-8") as file:
+            known = {r["image"]: float(r["quality"]) for r in csv.DictReader(file)
+                     if r["metric"] == key}
+        if all(image in known for row in images for image in row):
+            return np.array([[known[image] for image in row] for row in images])
+    quality = torch.zeros(len(images), len(images[0]), dtype=torch.float64, device=device)
+    for i in tqdm(range(rank, len(images), world), desc=f"{metric} of all GTs", unit="set",
+                  disable=rank > 0):
+        batch = np.stack([read_rgb(path) for path in sets.paths[i]]).transpose(0, 3, 1, 2)
+        quality[i] = iqa(torch.from_numpy(batch).to(device).float() / 255).double()
+    if world > 1:
+        dist.all_reduce(quality)
+    quality = quality.cpu().numpy()
+    if rank == 0:
+        rows = [(key, image, f"{q:.6f}") for names, qs in zip(images, quality, strict=True)
+                for image, q in zip(names, qs, strict=True)]
+        try:
+            write_csv(cache, ["metric", "image", "quality"], rows)
+        except OSError as error:
+            print(f"quality scores not cached: {error}", file=sys.stderr)
+    return np.round(quality, 6)
+
+
+def save_samples(path: Path, lq: Tensor, sr: Tensor, gt: Tensor, count: int = 4) -> None:
+    """One PNG, a row per sample: LQ (nearest x4), SR, the chosen GT."""
+    big = F.interpolate(lq[:count], size=gt.shape[-2:], mode="nearest")
+    rows = torch.cat([big, sr[:count].detach().float().clamp(0, 1), gt[:count]], -1)
+    image = (rows.permute(0, 2, 3, 1).flatten(0, 1) * 255).round().byte().cpu().numpy()
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(image).save(path)
+
+
+# ------------------------------------------------------------------------- training
+
+
+def fit(args: argparse.Namespace, net_g: nn.Module, reward: nn.Module | None = None) -> nn.Module:
+    """Train what requires a gradient in net_g on args.data; returns the averaged network (EMA).
+
+    reward: a differentiable NR-IQA of the SR image, (N, 3, H, W) -> (N,), for Eq. 5 (fine-tuning).
+    The loop reads: batch, net_g step, net_d step, EMA, log, save.
+    """
+    rank, world, device = args.rank, args.world, args.device
+    out, preset = Path(args.out), PRESETS[args.net]
+    if args.batch_size % world:
+        raise ValueError(f"--batch-size {args.batch_size} is the total: it must be divisible by "
+                         f"the {world} processes")
+
+    # Data and sampler. Everything that can be missing is asked for here, before the first step.
+    sets = main_first(rank, world, lambda: load_sets(args.data))
+    if args.sampler in ("upos", "smp") and sets.labels is None:
+        raise ValueError(f"{args.data}: --sampler {args.sampler} needs labels/<range>/A,B,C; "
+                         "use origs_only, rand, sma or amo without them")
+    iqa = quality = None
+    if args.sampler in ("sma", "smp", "amo"):
+        iqa = load_iqa(args.iqa, device)
+        side = args.patch_size if args.sampler == "amo" else int(sets.sizes.min())
+        if side < min_side(args.iqa):
+            raise ValueError(f"--iqa {args.iqa}: needs images of {min_side(args.iqa)} px, "
+                             f"these are {side}")
+        if args.sampler != "amo":
+            quality = image_quality(sets, args.iqa, iqa, device, rank, world)
+    shape = (len(sets.names), len(sets.paths[0]))
+    weights = sampling_weights(args.sampler, sets.labels, quality, args.tau, shape)
+    stage_one = args.lambda_p == 0 and args.lambda_a == 0 and reward is None
+    draws = Draws(
+        sets, weights, args.patch_size, args.seed,
+        functools.partial(degrade_patch, setting=preset["degradation"]),
+        # Real-ESRNet trains on USM-sharpened GT; stage two does not (HGGT).
+        prepare=usm_sharpen if stage_one and preset["degradation"] == "two_round" else None,
+    )
+
+    # Networks, losses, optimisers
+    net_g.to(device).train()
+    net_ema = copy.deepcopy(net_g).eval().requires_grad_(False)
+    trained = [p for p in net_g.parameters() if p.requires_grad]
+    optim_g = torch.optim.Adam(trained, lr=args.lr, betas=(0.9, 0.99))
+    net_d = optim_d = None
+    if args.lambda_a > 0:
+        torch.manual_seed(args.seed)
+        net_d = UNetDiscriminatorSN(num_feat=preset["disc_feat"]).to(device)
+        if args.init_d:
+            load_discriminator(net_d, args.init_d)
+        optim_d = torch.optim.Adam(net_d.parameters(), lr=args.lr_d, betas=(0.9, 0.99))
+    percep = laplacian_loss
+    if args.perceptual == "vgg19" and args.lambda_p > 0:
+        percep = VGG19Loss().to(device)
+    bf16 = torch.autocast(device.type, torch.bfloat16, enabled=args.bf16)  # fp16 overflows SwinIR
+
+    # Resume: all state is in last.pt, written atomically
+    out.mkdir(parents=True, exist_ok=True)
+    settings = {k: v for k, v in sorted(vars(args).items())
+                if k not in ("device", "rank", "world", "out", "steps", "num_workers", "save_every",
+                             "sample_every", "data", "init", "init_d", "check_data")}
+    meter = torch.zeros(1 + len(LOSSES) + shape[1], dtype=torch.float64, device=device)
+    done, last, log = 0, out / "last.pt", []
+    if last.is_file():
+        state = load_file(last)
+        for key, value in settings.items():
+            if state.get("settings", {}).get(key) != value:
+                raise ValueError(
+                    f"{last}: was trained with --{key.replace('_', '-')} "
+                    f"{state.get('settings', {}).get(key)}, not {value}; give another --out"
+                )
+        net_g.load_state_dict(state["params"])
+        net_ema.load_state_dict(state["params_ema"])
+        optim_g.load_state_dict(state["optim_g"])
+        if net_d is not None:
+            net_d.load_state_dict(state["net_d"])
+            optim_d.load_state_dict(state["optim_d"])
+        done, meter = state["step"], state["meter"].to(device)
+    header = ["step", "lr", *LOSSES, *(f"share_{k}" for k in range(shape[1]))]
+    if rank == 0:
+        if done:
+            print(f"resuming {out} at step {done}")
+            with open(out / "log.csv", newline="", encoding="utf-8") as file:
+                log = [row for row in list(csv.reader(file))[1:]
+                       if len(row) == len(header) and int(row[0]) <= done]
+        write_csv(out / "log.csv", header, log)  # drops rows after the checkpoint
+
+    # Wrapped networks for the gradient steps, the bare ones for everything else. The buffers
+    # (masks, spectral norm's vectors) evolve identically on every rank and need no broadcast.
+    wrap = functools.partial(DistributedDataParallel, broadcast_buffers=False,
+                             device_ids=[device.index] if device.type == "cuda" else None)
+    ddp_g = wrap(net_g) if world > 1 else net_g
+    ddp_d = wrap(net_d) if world > 1 and net_d is not None else net_d
+    loader = DataLoader(
+        draws, batch_sampler=StepDraws(done + 1, args.steps, args.batch_size, rank, world),
+        num_workers=args.num_workers, pin_memory=device.type == "cuda",
+        multiprocessing_context="fork" if args.num_workers else None,
+    )
+
+    bar = tqdm(loader, initial=done, total=args.steps, desc=out.name, unit="it", disable=rank > 0)
+    for step, batch in enumerate(bar, start=done + 1):
+        lq = batch["lq"].to(device, non_blocking=True).float() / 255  # (N, 3, h, w)
+        gts = batch["gts"].to(device, non_blocking=True).float() / 255  # (N, K or 1, 3, H, W)
+        choice = batch["choice"].to(device, non_blocking=True)
+        if args.sampler == "amo":
+            choice = choose_argmax(gts, iqa)
+            gt = gts[torch.arange(len(gts), device=device), choice]
+        else:
+            gt = gts[:, 0]
+        lr = lr_at(step, args.lr, args.milestones)
+
+        # net_g: Eq. 1, and Eq. 5 with a reward. The same chosen GT serves every term.
+        losses = dict.fromkeys(LOSSES, torch.zeros((), device=device))
+        if net_d is not None:
+            net_d.requires_grad_(False)
+        with bf16:
+            sr = ddp_g(lq).float()
+            losses["l_pix"] = F.l1_loss(sr, gt)
+            if args.lambda_p > 0:
+                losses["l_percep"] = percep(sr, gt)
+            if net_d is not None:
+                losses["l_adv"] = gan_loss_g(net_d(sr))
+            if reward is not None:
+                # PAPER: Eq. 5. Not clamped: outside [0, 1] a clamp would have no gradient back.
+                losses["l_iqa"] = -reward(sr).mean()
+        total = (args.lambda_l1 * losses["l_pix"] + args.lambda_p * losses["l_percep"]
+                 + args.lambda_a * losses["l_adv"] + args.lambda_q * losses["l_iqa"])
+        optim_g.param_groups[0]["lr"] = lr
+        optim_g.zero_grad(set_to_none=True)
+        total.backward()
+        optim_g.step()
+
+        # net_d: real 1, fake 0, one step per net_g step
+        if net_d is not None:
+            net_d.requires_grad_(True)
+            with bf16:
+                real, fake = ddp_d(torch.cat([gt, sr.detach()])).float().chunk(2)
+                losses["l_d"] = gan_loss_d(real, fake)
+            optim_d.param_groups[0]["lr"] = lr_at(step, args.lr_d, args.milestones)
+            optim_d.zero_grad(set_to_none=True)
+            losses["l_d"].backward()
+            optim_d.step()
+
+        ema_update(net_ema, net_g, args.ema_decay)
+
+        # Log: means since the last row, over all ranks; no time in it, so that runs compare equal
+        shares = F.one_hot(choice, shape[1]).double().mean(0)
+        values = [torch.ones((), device=device), *(losses[k].detach() for k in LOSSES)]
+        meter += torch.cat([torch.stack(values).double(), shares])
+        if step % args.log_every == 0 or step == args.steps:
+            if world > 1:
+                dist.all_reduce(meter)
+            mean = (meter[1:] / meter[0]).tolist()
+            meter.zero_()
+            if rank == 0:
+                with open(out / "log.csv", "a", encoding="utf-8") as file:
+                    file.write(f"{step},{lr:g},{','.join(f'{m:.6g}' for m in mean)}\n")
+                bar.set_postfix({k: f"{m:.3g}" for k, m in zip(LOSSES, mean, strict=False) if m})
+        if rank == 0 and args.sample_every and step % args.sample_every == 0:
+            save_samples(out / "samples" / f"{step:06d}.png", lq, sr, gt)
+        if step % args.save_every == 0 or step == args.steps:
+            saved = meter.clone()
+            if world > 1:
+                dist.all_reduce(saved)  # every rank resumes with the sum: the mean is unchanged
+            if rank == 0:
+                save_atomic(
+                    {
+                        "params_ema": net_ema.state_dict(), "params": net_g.state_dict(),
+                        "net_d": net_d.state_dict() if net_d is not None else None,
+                        "optim_g": optim_g.state_dict(),
+                        "optim_d": optim_d.state_dict() if optim_d is not None else None,
+                        "step": step, "meter": saved, "settings": settings,
+                    },
+                    last,
+                )
+    return net_ema
+
+
+def main(args: argparse.Namespace) -> None:
+    if args.check_data:
+        problems = check_data(args.data)
+        if problems:
+            raise ValueError(f"{args.data}: {len(problems)} problems, listed above")
+        return
+    complete_settings(args)
+    torch.manual_seed(args.seed)
+    if args.init:
+        net_g = load_checked(args)
+    else:
+        net_g = PRESETS[args.net]["build"]()
+        if args.rank == 0 and args.lambda_p + args.lambda_a > 0:
+            print("no --init: from random weights. The paper starts from stage one "
+                  "(--lambda-p 0 --lambda-a 0) or public PSNR weights.", file=sys.stderr)
+    net_ema = fit(args, net_g)
+    if args.rank == 0:
+        save_atomic({"params_ema": net_ema.state_dict()}, Path(args.out) / "net_g_ema.pt")
+        print(f"wrote {Path(args.out) / 'net_g_ema.pt'}")
+    if args.world > 1:
+        dist.destroy_process_group()
+
+
+def complete_settings(args: argparse.Namespace) -> None:
+    """Fill in what depends on the net, the stage and the machine."""
+    preset = PRESETS[args.net]
+    args.rank, args.world, args.device = init_distributed()
+    stage_one = args.lambda_p == 0 and args.lambda_a == 0 and not args.lambda_q
+    if stage_one:
+        # PAPER: PSNR-pretrained initialisation (HGGT): L1 only, lr 2e-4
+        args.sampler = args.sampler or "origs_only"
+    if args.sampler is None:
+        raise ValueError(f"--sampler is missing; choose one of {', '.join(SAMPLERS)}")
+    milestones = preset["stage_one_milestones" if stage_one else "milestones"]
+    defaults = {
+        "batch_size": preset["batch_size"],
+        "lr": 2e-4 if stage_one else 1e-4,
+        "milestones": milestones,
+        "out": f"runs/{args.net}-{'stage1' if stage_one else args.sampler}"
+        + (f"-seed{args.seed}" if args.seed else ""),
+        "bf16": args.device.type == "cuda" and torch.cuda.is_bf16_supported(),
+    }
+    for name, value in defaults.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    if args.lr_d is None:
+        args.lr_d = args.lr
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of a training run, shared with finetune_lora.py."""
+    add = parser.add_argument
+    add("--net", choices=list(PRESETS), default="swinir", help="network and its settings")
+    add("--data", default="datasets/HGGT", help="multi-GT folder, or flat folder of HR crops")
+    add("--sampler", choices=SAMPLERS, help="who chooses the ground truth (paper Sec. 4.2, 5)")
+    add("--init", help="weights to start from (params_ema, params or bare state dict)")
+    add("--init-d", help="discriminator to start from (a last.pt or a public net_d file)")
+    add("--out", help="run folder (default: runs/<net>-<sampler>)")
+    add("--iqa", default="musiq", metavar="NAME[@FILE]",
+        help="NR-IQA of sma, smp, amo and of the reward: pyiqa name or module:function")
+    add("--tau", type=float, default=10.0, help="softmax temperature, in units of --iqa's score")
+    add("--lambda-l1", type=float, default=1.0, help="weight of the L1 loss")
+    add("--lambda-p", type=float, default=1.0, help="weight of the perceptual loss")
+    add("--lambda-a", type=float, default=0.1, help="weight of the GAN loss; 0: no discriminator")
+    add("--perceptual", choices=("vgg19", "laplacian"), default="vgg19",
+        help="perceptual loss; laplacian needs no weights")
+    add("--steps", type=int, default=300_000, help="optimiser steps in all")
+    add("--batch-size", type=int, help="samples per step over all processes (default: the paper's)")
+    add("--patch-size", type=int, default=256, help="GT patch side in pixels")
+    add("--lr", type=float, help="Adam learning rate of net_g (1e-4; stage one 2e-4)")
+    add("--lr-d", type=float, help="Adam learning rate of the discriminator (default: --lr)")
+    add("--milestones", type=int, nargs="*", help="steps after which the learning rate is halved")
+    add("--ema-decay", type=float, default=0.999, help="decay of the averaged weights per step")
+    add("--seed", type=int, default=0, help="seed of weights and draws")
+    add("--bf16", action=argparse.BooleanOptionalAction, default=None,
+        help="bfloat16 autocast (default: where the GPU has it)")
+    add("--num-workers", type=int, default=4, help="data worker processes per rank; 0: none")
+    add("--log-every", type=int, default=100, help="steps between rows of log.csv")
+    add("--save-every", type=int, default=5000, help="steps between writes of last.pt")
+    add("--sample-every", type=int, default=5000, help="steps between sample images; 0: none")
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_arguments(parser)
+    parser.add_argument("--check-data", action="store_true",
+                        help="decode all of --data, print counts and everything wrong, and stop")
+    parser.set_defaults(lambda_q=0.0)  # Eq. 5's reward belongs to finetune_lora.py
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    try:
+        main(parse_args())
+    except (ValueError, OSError) as error:  # bad input: one line that names file or flag
+        if os.environ.get("DEBUG"):
+            raise
+        print(f"train_sr.py: {str(error).strip().splitlines()[-1]}", file=sys.stderr)
+        sys.exit(2)
