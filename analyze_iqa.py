@@ -387,11 +387,12 @@ def score_images(metric: Metric, images: dict[str, str], folder: Path, device="c
         try:
             net = load_iqa(metric.spec, device)
             file = folder / f"{metric.stem}{f'.rank{rank}' if rank else ''}.csv"
+            end = file.read_bytes()[-1:] if file.is_file() else b""
             with open(file, "a", newline="", encoding="utf-8") as log, \
                     tqdm(total=len(mine), desc=metric.name, unit="image", disable=rank > 0) as bar:
                 writer = csv.writer(log, lineterminator="\n")
-                # The newline ends a line that a kill cut short.
-                log.write("\n" if log.tell() else "image,bytes,quality,seconds\n")
+                if end != b"\n":  # a new file, or one whose last line a kill cut short
+                    log.write("\n" if end else "image,bytes,quality,seconds\n")
                 for batch in read_batches(mine, batch_size):
                     results = score_batch(net, [image for _, image in batch], device)
                     for (image_id, _), result in zip(batch, results, strict=True):

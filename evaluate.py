@@ -278,7 +278,7 @@ def main(args: argparse.Namespace) -> None:
             "the original (no labels)" if sets.labels is None else
             f"the mean of the Positive GTs; {without} images without one against the original"),
         "no reference: whole SR, up = better (a lower-better score is negated)",
-        *(f"empty: {reason}" for reason in unavailable.values()),
+        *(f"column {column}: empty, its weights could not be had" for column in unavailable),
         f"Python {platform.python_version()}, torch {torch.__version__}, pyiqa {pyiqa_version()}",
     ]
     table: list[list[str]] = []

@@ -33,8 +33,7 @@ CROP, GROUPS, VERSIONS = 64, 8, 4  # a step sees 8 crops of 64 pixels in 4 versi
 POOL = 30  # versions of each pristine image, made beforehand; the first is the pristine itself
 STEPS = {"q": 350, "judge": 300}
 
-# The nets: (N, 3, H, W) in [0, 1] -> (N,) in [0, 100], up = better. Fully convolutional, H, W >= 32.
-# The score is the mean of *bounded local* scores. A score from globally pooled features is easily
+# The nets: (N, 3, H, W) in [0, 1] -> (N,) in [0, 100], up = better; any H, W >= 32. The score is the mean of *bounded local* scores. A score from globally pooled features is easily
 # hacked in fine-tuning, by a strip along the border; here a strip counts by its area.
 
 
@@ -138,13 +137,24 @@ def _load(which: str, weights: str | None) -> nn.Module:
 
 
 def blur_quality(sigma: float) -> float:
+    """sigma in pixels"""
     return 1 - 0.95 * min(1.0, sigma / 2.6) ** 0.8
+
+
+def noise_quality(sigma: float) -> float:
+    """sigma on the [0, 1] scale"""
+    return 1 - 0.9 * min(1.0, sigma / 0.12) ** 0.8
+
+
+def jpeg_quality(factor: float) -> float:
+    """factor: JPEG's own, 1 to 95"""
+    return 1 - 0.85 * min(1.0, max(0.0, 92 - factor) / 84)
 
 
 def degrade(x: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, float]:
     """One random degradation of known severity: the image, and its quality in [0, 1], 1 = pristine.
 
-    How much a level costs was set by eye.
+    Qualities of successive steps multiply. How much a level costs was set by eye.
     """
     kinds = ["blur", "noise", "jpeg", "low", "sharp", "deblurred", "grid", "grid", "clean"]
     kind, level = rng.choice(kinds), rng.uniform()
@@ -153,34 +163,36 @@ def degrade(x: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, float]
         sigma = 3 * level**1.3
         x, quality = blur(x, sigma), blur_quality(sigma)
     elif kind == "noise":
-        x, quality = add_noise(x, 0.12 * level, rng), 1 - 0.9 * level**0.8
+        x, quality = add_noise(x, 0.12 * level, rng), noise_quality(0.12 * level)
     elif kind == "jpeg":
-        x, quality = jpeg(x, 92 - 84 * level), 1 - 0.85 * level
+        x, quality = jpeg(x, 92 - 84 * level), jpeg_quality(92 - 84 * level)
     elif kind == "low":  # a low-resolution image enlarged, with its own noise and JPEG blocks
         small = int(size / (1 + 3 * level))
         method = rng.choice([Image.BICUBIC, Image.BILINEAR, Image.NEAREST])
         x, quality = resize(x, small, small), 1 - 0.9 * level**0.7
         if rng.uniform() < 0.5:
-            sigma = rng.uniform(0, 12) / 255
-            x, quality = add_noise(x, sigma, rng), quality * (1 - 6 * sigma)
+            grain = rng.uniform(0, 12) / 255
+            x, quality = add_noise(x, grain, rng), quality * noise_quality(grain)
         if rng.uniform() < 0.5:
-            level = rng.uniform()
-            x, quality = jpeg(x, 95 - 45 * level), quality * (1 - 0.4 * level)
+            factor = rng.uniform(50, 95)
+            x, quality = jpeg(x, factor), quality * jpeg_quality(factor)
         x = resize(x, size, size, int(method))
     elif kind == "sharp":
         x = unsharp(x, rng.uniform(0.8, 1.6), 5 * level)
         quality = 1 - 0.7 * max(0.0, level - 0.08) ** 0.8
     elif kind == "deblurred":  # a blur that sharpening partly makes up for, or more than that
         sigma, amount = rng.uniform(0.5, 2.2), 4 * level
-        x = unsharp(blur(x, sigma), max(0.8, sigma), amount)
+        grain = max(0.0, rng.uniform(-2, 3)) / 255  # of the blurred image; sharpening amplifies it
+        x = unsharp(add_noise(blur(x, sigma), grain, rng), max(0.8, sigma), amount)
         quality = blur_quality(sigma) ** (1 / (1 + 0.35 * amount))
         quality *= 1 - 0.5 * min(1.0, max(0.0, amount - 1.8 * sigma) / 4)
-        if rng.uniform() < 0.4:
-            sigma = rng.uniform(0, 0.05)
-            x, quality = add_noise(x, sigma, rng), quality * (1 - 6 * sigma)
+        quality *= noise_quality(grain * (1 + amount))
         if rng.uniform() < 0.3:
-            level = rng.uniform()
-            x, quality = jpeg(x, 92 - 62 * level), quality * (1 - 0.45 * level)
+            grain = rng.uniform(0, 0.05)
+            x, quality = add_noise(x, grain, rng), quality * noise_quality(grain)
+        if rng.uniform() < 0.3:
+            factor = rng.uniform(30, 92)
+            x, quality = jpeg(x, factor), quality * jpeg_quality(factor)
     elif kind == "grid":  # what reward hacking looks like: stripes, checks, structured grain
         if rng.uniform() < 0.6:
             sigma = rng.uniform(0, 2)
@@ -230,7 +242,7 @@ def read_pristine(data: Path, split: str) -> list[np.ndarray]:
     folder = data / "pristine" / split
     paths = sorted(folder.glob("*.png"))
     if not paths:
-        raise FileNotFoundError(f"{folder}: no *.png; make them with python -m demo.data --out {data}")
+        raise FileNotFoundError(f"{folder}: no *.png; run python -m demo.data --out {data}")
     return [to_float(Image.open(path)) for path in paths]
 
 

@@ -126,7 +126,7 @@ def crops_figure(
     scores = {(r["model"], r["image"]): float(r["q"]) for r in per_image if r["q"]}
     rows = ["OrigsOnly", "UPos", "AMO", "AMO+FT", "AMO+FT_full"]
     images = sorted(p.stem for p in gt_dir.glob("*.png"))
-    images = [n for n in images if not any(c in n for c in ("leaves", "mixed", "text"))][:5]
+    images = [n for n in images if not any(c in n for c in ("leaves", "mixed", "letters"))][:5]
     titles = ["LQ", "original", *rows]
     fig, axes = plt.subplots(len(images), len(titles),
                              figsize=(1.5 * len(titles), 1.55 * len(images)), squeeze=False)

@@ -6,7 +6,6 @@
     load_iqa("demo.quality:q@q.pt", device)  one's own: q(weights="q.pt") -> nn.Module,
                                              (N, 3, H, W) in [0, 1] -> (N,), up = better
     load_fr("lpips", device)                 a full-reference metric of pyiqa, its sign unchanged
-
     python -m models.iqa prefetch musiq nima      downloads weights, for machines without a network
 
 The cache folders are TORCH_HOME (~/.cache/torch) and HF_HOME (~/.cache/huggingface); pyiqa fixes
@@ -121,7 +120,6 @@ def load_iqa(
                     a loss (paper Eq. 5). The range is neither checked nor clamped then: an SR image
                     a little outside [0, 1] is scored as it is and keeps its gradient, whereas the
                     saved picture is clipped; a caller who wants the score of that clamps first.
-
     Lower-better metrics (NIQE, BRISQUE, ...) are negated here and nowhere else.
     Raises ValueError for a name or file that does not fit (FileNotFoundError if there is no such
     file), and MetricUnavailable where weights are missing and cannot be downloaded.
@@ -143,8 +141,7 @@ def load_iqa(
 def load_fr(name: str, device: str | torch.device, weights: str | None = None) -> FrozenMetric:
     """A full-reference metric of pyiqa: two (N, 3, H, W) in [0, 1], SR first -> (N,) float32.
 
-    pyiqa's own scale and sign (LPIPS, ST-LPIPS, DISTS: lower is better), without gradient.
-    Names, files and errors are as in `load_iqa`.
+    pyiqa's own sign (LPIPS, ST-LPIPS, DISTS: lower is better), no gradient; else as `load_iqa`.
     """
     name, weights = _split(name, weights)
     _pyiqa_config(name, "FR")
@@ -160,16 +157,13 @@ def min_side(name: str) -> int:
 
 
 def random_musiq(seed: int = 0) -> nn.Module:
-    """MUSIQ (27 M parameters) with random weights; its scores, about 0..100, mean nothing.
-
-    For tests without downloads, as "models.iqa:random_musiq".
-    """
+    """MUSIQ (27 M parameters) with random weights, for tests, as "models.iqa:random_musiq"."""
     from pyiqa.archs.musiq_arch import MUSIQ
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = MUSIQ(pretrained=False)
-    with torch.no_grad():  # raw scores lie within about +-1.3
+    with torch.no_grad():  # raw scores lie within about +-1.3; MUSIQ's own within 0..100
         net.head.weight.mul_(35)
         net.head.bias.mul_(35).add_(50)
     return net
@@ -197,8 +191,8 @@ def _build_own(name: str, weights: str | None) -> nn.Module:
         function = getattr(importlib.import_module(module), function_name)
         inspect.signature(function).bind(**options)
     except (ImportError, AttributeError, TypeError) as error:
-        raise ValueError(f"metric {name}: {error}; needs package.module:function, which takes "
-                         "weights= where NAME@FILE gives a file") from error
+        reason = f"{error}; write package.module:function, with or without @FILE"
+        raise ValueError(f"metric {name}: {reason}") from error
     net = function(**options)
     if not isinstance(net, nn.Module):
         raise ValueError(f"metric {name}: returned a {type(net).__name__}, not an nn.Module")
@@ -280,8 +274,7 @@ def _probe_gradient(metric: FrozenMetric, device: str | torch.device) -> None:
         score = metric(x.requires_grad_()).sum()
     grad = torch.autograd.grad(score, x)[0] if score.requires_grad else torch.zeros(1)
     if not grad.isfinite().all() or not grad.any():
-        raise ValueError(f"metric {metric.name}: has no usable gradient (none, zero or not finite);"
-                         " use a differentiable one such as musiq")
+        raise ValueError(f"metric {metric.name}: its gradient is absent, zero or not finite")
 
 
 @contextlib.contextmanager

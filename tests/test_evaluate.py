@@ -205,6 +205,7 @@ def test_the_tables_of_a_whole_run(data, tmp_path):
             else:
                 assert row[column] == ""
     assert any("4-pixel border" in c for c in comments)
+    assert "# column musiq: empty, its weights could not be had" in comments
 
     # What is missing is said once, at the start; the table is printed aligned
     said = [line for line in done.stderr.splitlines() if "column musiq stays empty" in line]
@@ -227,6 +228,13 @@ def test_bad_input_ends_in_one_line_and_exit_code_2(data, tmp_path):
     assert done.returncode == 2 and not out.exists()
     assert len(done.stderr.splitlines()) == 1
     assert "img01.png: 20x20, but its GT is 64x64" in done.stderr
+
+
+def test_which_rows_of_table_5_rest_on_human_labels():
+    without = ["SwinIR-OrigsOnly", "SwinIR-Rand", "SwinIR-SMA", "SwinIR-AMO", "RealESRGAN-AMO+FT"]
+    with_labels = ["Gold Standard", "SwinIR-UPos", "SwinIR-SMP", "RealESRGAN-UPos+FT_IG"]
+    assert not any(map(evaluate.needs_human_labels, without))
+    assert all(map(evaluate.needs_human_labels, with_labels))
 
 
 def main(*args: str) -> None:

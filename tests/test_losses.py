@@ -38,8 +38,8 @@ def test_vgg_taps_are_torchvisions_before_relu(features, state):
     mean = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
     std = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
     taps = VGG19Loss(state).taps(image)
-    # conv1_2 is the 2nd convolution, conv2_2 the 4th, conv3_4 the 8th, conv4_4 the 12th, conv5_4 the
-    # 16th: found by counting here, by index in losses.py
+    # conv1_2, conv2_2, conv3_4, conv4_4, conv5_4 are the 2nd, 4th, 8th, 12th, 16th convolution:
+    # found by counting here, by index in losses.py
     convolutions = [i for i, layer in enumerate(features) if isinstance(layer, torch.nn.Conv2d)]
     assert len(taps) == 5
     for tap, nth in zip(taps, (2, 4, 8, 12, 16), strict=True):
@@ -47,9 +47,6 @@ def test_vgg_taps_are_torchvisions_before_relu(features, state):
             expected = features[: convolutions[nth - 1] + 1]((image - mean) / std)
         assert torch.equal(tap, expected)
         assert (tap < 0).any(), "taken after the ReLU"
-    assert [tuple(tap.shape[1:]) for tap in taps] == [
-        (64, 32, 48), (128, 16, 24), (256, 8, 12), (512, 4, 6), (512, 2, 3)
-    ]  # fmt: skip
 
 
 def test_vgg_loss_is_the_weighted_l1(state):
@@ -66,7 +63,6 @@ def test_vgg_gradient_reaches_sr_only(state):
     loss(sr, gt).backward()
     assert sr.grad.abs().sum() > 0 and gt.grad is None
     assert all(not p.requires_grad and p.grad is None for p in loss.parameters())
-    assert not list(loss.buffers()) or all(not b.requires_grad for b in loss.buffers())
 
 
 def test_vgg_loads_a_file_and_needs_its_features_only(state, tmp_path):

@@ -1,0 +1,270 @@
+"""The embedded data: layout, labels, determinism; the tiny Q and the judge."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from demo import data, quality
+from models.checkpoint import save_atomic
+from models.hggt import load_sets
+
+ROOT = Path(__file__).resolve().parent.parent
+SEED, LIMIT = 3, 2
+TRAIN, TEST, VAL = "HGGT", "HGGT/Test/GT/Test-100", "HGGT-val/Test/GT/Test-100"
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """Two sets per split."""
+    out = tmp_path_factory.mktemp("demo") / "seed3"
+    data.write_demo(out, SEED, limit=LIMIT)
+    return out
+
+
+@pytest.fixture(scope="module")
+def pool():
+    """12 versions of three drawings, 96 pixels wide."""
+    kinds = ("leaves", "text", "mixed")
+    images = [data.drawing(kind, data.rng_of(kind))[:96, :96] for kind in kinds]
+    return quality.make_pool(images, 12, 0, "pool")
+
+
+# Data
+
+
+@pytest.mark.parametrize(("split", "root"), [("train", TRAIN), ("test", TEST), ("val", VAL)])
+def test_labels_read_back_as_drawn(demo, split, root):
+    sets = load_sets(demo / root)
+    assert len(sets.names) == LIMIT
+    expected = {s.name: s for s in data.make_split(split, SEED, LIMIT)}
+    for name, paths, labels, size in zip(
+        sets.names, sets.paths, sets.labels, sets.sizes, strict=True
+    ):
+        drawn = expected[name]
+        assert labels.tolist() == [0, *drawn.labels]
+        assert [Path(path).parent.name for path in paths] == list(data.MODELS)
+        for path, gt in zip(paths, drawn.gts, strict=True):
+            assert np.array_equal(np.asarray(Image.open(path)), gt)
+        assert size.tolist() == [192, 192]
+
+
+def test_json_is_hggts_format(demo):
+    name = data.make_split("train", SEED, 1)[0].name
+    (path,) = (demo / "HGGT/Train/labels").glob(f"*/B/{name}.json")
+    assert path.parts[-3] == f"0-{LIMIT}"
+    record = json.loads(path.read_text())
+    assert list(record) == [f"Picture_{k}" for k in range(1, 6)] + ["Time_cost"]
+    assert record["Picture_1"] == {"Name": f"{name}.png", "File": "original", "Label": None}
+    assert record["Picture_5"]["Name"] == f"{name}_04.png"
+    assert record["Picture_5"]["File"] == "04"
+    assert record["Picture_5"]["Label"] in ("Positive", "Similar", "Negative")
+
+
+def test_majority_of_three_raters():
+    votes = np.array([[1, 1, 1, 0, -1], [1, 0, -1, 0, -1], [-1, -1, 0, 1, 1]])
+    assert data.majority(votes).tolist() == [1, 0, 0, 0, -1]
+
+
+def test_lq_and_pristine_belong_to_the_sets(demo):
+    for split, top in (("test", "HGGT"), ("val", "HGGT-val")):
+        lq = demo / top / "Test/Blind_Degradation_Benchmark_LQ/Test-100/Blind_LR"
+        sets = load_sets(demo / top / "Test/GT/Test-100")
+        for name, paths in zip(sets.names, sets.paths, strict=True):
+            image = Image.open(lq / f"{name}.png")
+            assert (image.size, image.mode) == ((48, 48), "RGB")
+            enlarged = np.asarray(image.resize((192, 192)), float)
+            gt = np.asarray(Image.open(paths[0]), float)
+            assert np.corrcoef(enlarged.ravel(), gt.ravel())[0, 1] > 0.8
+            assert (demo / "pristine" / split / f"{name}.png").is_file()
+
+
+def test_splits_share_no_image(demo):
+    splits = ("train", "val", "test")
+    names = {s: {p.stem for p in (demo / "pristine" / s).iterdir()} for s in splits}
+    assert {len(v) for v in names.values()} == {LIMIT}
+    assert not names["train"] & names["val"]
+    assert not set(data.TRAIN_PHOTOS) & set(data.TEST_PHOTOS)
+    streams = [data.rng_of(SEED, split, "leaves0").integers(2**32) for split in names]
+    assert len(set(streams)) == 3
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_manifest(demo, split):
+    path = demo / "SBS180K" / f"{split}.csv"
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["image1", "image2", "score", "model1", "model2"]
+    assert len(rows) == 10 * LIMIT
+    for row in rows:
+        for k in "12":
+            assert (path.parent / row[f"image{k}"]).resolve().is_file()
+            assert f"/{row[f'model{k}']}/" in row[f"image{k}"]
+        assert float(row["score"]) * 20 in range(21)  # halves of ten raters
+    models = [frozenset((row["model1"], row["model2"])) for row in rows]
+    assert {models.count(pair) for pair in models} == {LIMIT}
+
+
+def test_scores_follow_the_raters(tmp_path):
+    """Clear preference for the second image is 1, for the first 0; an unseen difference 0.5."""
+    drawn = data.make_split("train", SEED, 1)[0]
+    drawn.utility = np.array([0, 5, 5, -5, -10.0])
+    data.RATER_NOISE, noise = 0.0, data.RATER_NOISE
+    try:
+        data.write_pairs([drawn], "images", tmp_path / "pairs.csv", "train", SEED)
+    finally:
+        data.RATER_NOISE = noise
+    utility = dict(zip(data.MODELS, drawn.utility, strict=True))
+    with open(tmp_path / "pairs.csv", newline="") as file:
+        for row in csv.DictReader(file):
+            difference = utility[row["model2"]] - utility[row["model1"]]
+            assert float(row["score"]) == (np.sign(difference) + 1) / 2
+
+
+def test_raters_like_restoration_and_dislike_noise_and_blur():
+    hidden = data.drawing("leaves", data.rng_of("raters"))
+    original = data.blur(hidden, 1.0)
+    grainy = data.add_noise(original, 0.05, data.rng_of("grain"))
+    gts = [original, data.unsharp(original, 1.1, 1.0), data.blur(original, 1.5), grainy]
+    utility = data.utilities(gts, hidden)
+    assert utility[0] == 0
+    assert utility[1] > data.THRESHOLD
+    assert utility[2] < -data.THRESHOLD
+    assert utility[3] < -data.THRESHOLD
+
+
+def test_same_seed_same_bytes_other_seed_other_bytes(demo, tmp_path):
+    data.write_demo(tmp_path / "again", SEED, limit=1)
+    data.write_demo(tmp_path / "other", SEED + 1, limit=1)
+    files = [p.relative_to(tmp_path / "again") for p in (tmp_path / "again").rglob("*.png")]
+    assert len(files) == 3 * 6 + 2
+    for file in files:
+        if "Train" not in file.parts:  # the range folder bears the number of sets
+            assert (tmp_path / "again" / file).read_bytes() == (demo / file).read_bytes()
+        assert (tmp_path / "again" / file).read_bytes() != (tmp_path / "other" / file).read_bytes()
+
+
+def test_existing_folder_is_kept_or_refused(demo, capsys):
+    stamp = (demo / "settings.json").stat().st_mtime_ns
+    data.write_demo(demo, SEED, limit=LIMIT)
+    assert "already there" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="seed3: exists .*--out"):
+        data.write_demo(demo, SEED + 1, limit=LIMIT)
+    assert (demo / "settings.json").stat().st_mtime_ns == stamp
+
+
+def test_photographs_are_those_of_the_installed_package():
+    crops = data.photo_crops("retina", 0.4, 3, 0)
+    assert [crop.shape for crop in crops] == [(192, 192, 3)] * 3
+    with pytest.raises(FileNotFoundError, match="no_such_photo.*scikit-image"):
+        data.photo_crops("no_such_photo", 1.0, 1, 0)
+
+
+# Q and the judge
+
+
+@pytest.mark.parametrize("make", quality.NETS.values())
+def test_net_shape_bounds_gradient(make):
+    torch.manual_seed(0)
+    net = make().eval()
+    for size in ((32, 32), (33, 47), (96, 64)):
+        x = torch.rand(2, 3, *size, requires_grad=True)
+        score = net(x)
+        assert score.shape == (2,) and score.dtype == torch.float32
+        assert ((score > 0) & (score < 100)).all()
+        (gradient,) = torch.autograd.grad(score.sum(), x)
+        assert gradient.isfinite().all() and gradient.abs().max() > 0
+        torch.testing.assert_close(net(x[:1])[0], score[0])  # an image's score is its own
+    flat = torch.full((1, 3, 32, 32), 0.5, requires_grad=True)
+    (gradient,) = torch.autograd.grad(net(flat).sum(), flat)
+    assert gradient.isfinite().all()  # the judge divides by local contrast
+
+
+@pytest.mark.parametrize("make", quality.NETS.values())
+def test_a_strip_counts_only_by_its_area(make):
+    """Two halves scored apart give the whole, but for the seam: the score is a local mean."""
+    torch.manual_seed(0)
+    net = make().eval()
+    left, right = torch.rand(1, 3, 64, 512), torch.zeros(1, 3, 64, 512)
+    with torch.no_grad():
+        whole = net(torch.cat([left, right], 3))
+        halves = (net(left) + net(right)) / 2
+        assert abs(net(left) - net(right)) > 10 * abs(whole - halves)
+
+
+def test_folded_batch_norms_change_nothing():
+    torch.manual_seed(0)
+    net = quality.QNet(norm=True)
+    for _ in range(3):
+        net(torch.rand(4, 3, 64, 64))  # moves the running statistics
+    x = torch.rand(2, 3, 48, 48)
+    expected = net.eval()(x)
+    net.fold()
+    torch.testing.assert_close(net.train()(x), expected, rtol=1e-4, atol=1e-4)
+    assert net.state_dict().keys() == quality.QNet().state_dict().keys()
+
+
+def test_degradations_lower_the_quality(pool):
+    versions, qualities = pool
+    assert versions.shape == (3, 12, 96, 96, 3) and versions.dtype == np.uint8
+    assert (qualities[:, 0] == 1).all()
+    assert (qualities >= 0).all() and (qualities <= 1).all() and qualities.std() > 0.1
+    rng = np.random.default_rng(0)
+    images = [quality.degrade(versions[0, 0] / np.float32(255), rng)[0] for _ in range(40)]
+    assert all(x.dtype == np.float32 and x.min() >= 0 and x.max() <= 1 for x in images)
+
+
+def test_ranking_loss_by_hand():
+    """0.9 against 0.1 wants a gap of 0.4, against 0.08 one of 0.41; 0.1 and 0.08 are too close."""
+    score, truth = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.9, 0.1, 0.08])
+    expected = ((0.4 - 0.1) + (0.41 - 0.2)) / 2
+    assert quality.ranking_loss(score, truth, 3).item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("which", ["q", "judge"])
+def test_twenty_steps_reduce_the_loss(pool, which, tmp_path):
+    net, losses = quality.train(which, *pool, steps=20, seed=0)
+    assert np.mean(losses[-5:]) < 0.95 * np.mean(losses[:5])
+    again, same = quality.train(which, *pool, steps=20, seed=0)
+    assert same == losses
+    save_atomic(net.state_dict(), tmp_path / "net.pt")
+    loaded = getattr(quality, which)(str(tmp_path / "net.pt"))
+    x = torch.rand(1, 3, 40, 40)
+    torch.testing.assert_close(loaded(x), net(x), rtol=1e-4, atol=1e-4)
+
+
+def test_pair_accuracy_by_hand():
+    class Brightness(torch.nn.Module):
+        def forward(self, x):
+            return x.mean((1, 2, 3))
+
+    images = np.stack([np.full((4, 4, 3), v, np.uint8) for v in (10, 20, 30)])[None]
+    truth = np.array([[0.2, 0.9, 0.5]], np.float32)  # of three pairs, 20 against 30 is wrong
+    assert quality.pair_accuracy(Brightness(), images, truth) == pytest.approx(2 / 3)
+
+
+def test_bad_weights_give_one_clear_line(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"^missing.pt: no such file; .*--which q"):
+        quality.q("missing.pt")
+    with pytest.raises(ValueError, match="demo.quality:judge needs weights"):
+        quality.judge()
+    save_atomic(quality.QNet().state_dict(), tmp_path / "q.pt")
+    with pytest.raises(ValueError, match="q.pt: not the weights of judge") as error:
+        quality.judge(str(tmp_path / "q.pt"))
+    assert "\n" not in str(error.value)
+
+
+def test_script_without_data_exits_2(tmp_path):
+    command = [sys.executable, "-m", "demo.quality", "--data", str(tmp_path / "nothing")]
+    command += ["--which", "q", "--out", str(tmp_path / "q.pt")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("demo/quality.py: ") and done.stderr.count("\n") == 1
+    assert "demo.data --out" in done.stderr
+    assert not (tmp_path / "q.pt").exists()
