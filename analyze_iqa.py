@@ -569,7 +569,7 @@ def main(args: argparse.Namespace) -> None:
               "where SRC is defined; failures: sets with an image not scored, left out",
               "Sec. 7.1: negative: sets with a negative; negative_highest: those, of them, where "
               "a negative has the highest quality; overall: the same, of all sets", digits=4)
-        if rank == 0 and args.reference in found:
+        if rank == 0 and len(labels) and args.reference in found:
             print("\nSection 7.1: {negative_percent:.1f} % of the sets have a negative; {0} ranks "
                   "one highest in {negative_highest_percent:.1f} % of those, {overall_percent:.1f} "
                   "% of all".format(args.reference, **found[args.reference]))

@@ -75,12 +75,12 @@ PRESETS["swinir_tiny"] = PRESETS["swinir"] | {
         upsampler="nearest+conv",
     ),
     "batch_size": 8,
-    "disc_feat": 12,
+    "disc_feat": 8,
 }
 PRESETS["rrdb_tiny"] = PRESETS["rrdb"] | {
     "build": functools.partial(RRDBNet, num_feat=16, num_block=2, num_grow_ch=8),
     "batch_size": 8,
-    "disc_feat": 12,
+    "disc_feat": 8,
 }
 
 
@@ -293,16 +293,17 @@ def fit(args: argparse.Namespace, net_g: nn.Module, reward: nn.Module | None = N
     )
 
     # Networks, losses, optimisers
-    net_g.to(device).train()
+    net_g.to(device, memory_format=torch.channels_last).train()  # up to twice as fast, CPU too
     net_ema = copy.deepcopy(net_g).eval().requires_grad_(False)
     trained = [p for p in net_g.parameters() if p.requires_grad]
     optim_g = torch.optim.Adam(trained, lr=args.lr, betas=(0.9, 0.99))
     net_d = optim_d = None
     if args.lambda_a > 0:
         torch.manual_seed(args.seed)
-        net_d = UNetDiscriminatorSN(num_feat=preset["disc_feat"]).to(device)
+        net_d = UNetDiscriminatorSN(num_feat=preset["disc_feat"])
         if args.init_d:
             load_discriminator(net_d, args.init_d)
+        net_d.to(device, memory_format=torch.channels_last)
         optim_d = torch.optim.Adam(net_d.parameters(), lr=args.lr_d, betas=(0.9, 0.99))
     percep = laplacian_loss
     if args.perceptual == "vgg19" and args.lambda_p > 0:

@@ -210,7 +210,7 @@ def draw_leaves(n: int, rng: np.random.Generator) -> np.ndarray:
     return colour[leaf] + (strength[leaf] * textures[kind[leaf], y, x])[..., None]
 
 
-def draw_text(n: int, rng: np.random.Generator) -> np.ndarray:
+def draw_letters(n: int, rng: np.random.Generator) -> np.ndarray:
     """Lines of random letters on cloudy paper, in the font that Pillow brings."""
     paper = rng.uniform(0.3, 0.9, 3) + 0.1 * fractal(n, 1.8, rng, 3)
     page = Image.fromarray(to_uint8(paper))
@@ -240,7 +240,7 @@ def draw_mixed(n: int, rng: np.random.Generator) -> np.ndarray:
 
 def drawing(kind: str, rng: np.random.Generator) -> np.ndarray:
     """An image of one kind of DRAWN; made at twice the size and reduced, for antialiased edges."""
-    draw = {"leaves": draw_leaves, "letters": draw_text, "mixed": draw_mixed}[kind]
+    draw = {"leaves": draw_leaves, "letters": draw_letters, "mixed": draw_mixed}[kind]
     x = np.clip(draw(2 * SIZE, rng), 0, 1).astype(np.float32)
     return resize(blur(x, 0.6), SIZE, SIZE, Image.LANCZOS)
 

@@ -33,8 +33,9 @@ CROP, GROUPS, VERSIONS = 64, 8, 4  # a step sees 8 crops of 64 pixels in 4 versi
 POOL = 30  # versions of each pristine image, made beforehand; the first is the pristine itself
 STEPS = {"q": 350, "judge": 300}
 
-# The nets: (N, 3, H, W) in [0, 1] -> (N,) in [0, 100], up = better; any H, W >= 32. The score is the mean of *bounded local* scores. A score from globally pooled features is easily
-# hacked in fine-tuning, by a strip along the border; here a strip counts by its area.
+# The nets: (N, 3, H, W) in [0, 1] -> (N,) in [0, 100], up = better; any H, W >= 32. The score is
+# the mean of *bounded local* scores: one from globally pooled features is easily hacked in
+# fine-tuning, by a strip along the border, while here a strip counts by its area.
 
 
 class QNet(nn.Module):
@@ -185,7 +186,7 @@ def degrade(x: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, float]
         grain = max(0.0, rng.uniform(-2, 3)) / 255  # of the blurred image; sharpening amplifies it
         x = unsharp(add_noise(blur(x, sigma), grain, rng), max(0.8, sigma), amount)
         quality = blur_quality(sigma) ** (1 / (1 + 0.35 * amount))
-        quality *= 1 - 0.5 * min(1.0, max(0.0, amount - 1.8 * sigma) / 4)
+        quality *= 1 - 0.8 * min(1.0, max(0.0, amount - 1 - 0.6 * sigma) / 4)
         quality *= noise_quality(grain * (1 + amount))
         if rng.uniform() < 0.3:
             grain = rng.uniform(0, 0.05)

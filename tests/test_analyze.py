@@ -213,8 +213,8 @@ def test_bootstrap_interval():
         widths.append(intervals[0, 1] - intervals[0, 0])
         assert np.array_equal(intervals, bootstrap(verdict, seed=1))
     assert widths[1] < widths[0] / 3  # 4 by theory
-    # The same pairs for all metrics: copies get equal intervals, and one right exactly where another
-    # is wrong gets the mirrored one.
+    # The same pairs for all metrics: copies get equal intervals, and a metric that is right exactly
+    # where another is wrong gets the mirrored one.
     v = (rng.random(200) < 0.6).astype(np.int8)
     same, copy, opposite = bootstrap(np.stack([v, v, 1 - v]), seed=0)
     assert np.array_equal(same, copy) and np.allclose(opposite, 100 - same[::-1])
@@ -375,7 +375,8 @@ def test_end_to_end(own):
     columns, table3 = read_table(own / "out/table3.csv")
     assert columns[:4] == ["metric", "pyiqa_name", *split] and "bright" not in table3
     assert table3["own_metrics:dark"]["train_accuracy_percent"] == "100.00"
-    assert table3["own_metrics:dark"]["train_scored"] == "3"
+    row = table3["own_metrics:dark"]
+    assert [row[f"train_{k}"] for k in ("scored", "ties", "failures")] == ["3", "0", "0"]
 
     columns, table4 = read_table(own / "out/table4.csv")
     assert columns[:5] == ["metric", "pyiqa_name", "src", "pm", "nm"]
@@ -407,7 +408,9 @@ def test_two_processes_give_the_same_tables(own, monkeypatch):
     together = run(own, *flags, "--out", own / "two", processes=2)
     assert together.returncode == 0, together.stderr
     assert together.stdout.count("large: 1 of") == 2  # in each phase, by one rank only
-    assert (own / "two/scores/own_metrics_mean.rank1.csv").is_file()
+    shards = sorted((own / "two/scores").glob("own_metrics_mean*.csv"))
+    rows = [len(shard.read_text().splitlines()) - 1 for shard in shards]
+    assert len(rows) == 2 and sum(rows) == 11 and min(rows) == 5  # each image once, shared evenly
     main(parse_args([*map(str, flags), "--out", str(own / "one")]))
     for name in ("table1", "table2", "table3", "table6"):
         columns, one = read_table(own / f"one/{name}.csv")

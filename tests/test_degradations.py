@@ -413,8 +413,8 @@ def step_by_step(gt, params, rng):
     second, final = second[0], params["final"]
     if second["blur"] is not None:
         image = blur(image, second["blur"])
-    factor = second["resize"]["factor"]
-    image = resize(image, second["resize"]["mode"], size=(int(height * factor), int(width * factor)))
+    size = tuple(int(side * second["resize"]["factor"]) for side in (height, width))
+    image = resize(image, second["resize"]["mode"], size=size)
     image = noise(image, second["noise"])
     if final["jpeg_first"]:
         image = through_pil(image, round(second["jpeg"]))

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -31,7 +32,7 @@ def demo(tmp_path_factory):
 @pytest.fixture(scope="module")
 def pool():
     """12 versions of three drawings, 96 pixels wide."""
-    kinds = ("leaves", "text", "mixed")
+    kinds = ("leaves", "letters", "mixed")
     images = [data.drawing(kind, data.rng_of(kind))[:96, :96] for kind in kinds]
     return quality.make_pool(images, 12, 0, "pool")
 
@@ -90,7 +91,9 @@ def test_splits_share_no_image(demo):
     names = {s: {p.stem for p in (demo / "pristine" / s).iterdir()} for s in splits}
     assert {len(v) for v in names.values()} == {LIMIT}
     assert not names["train"] & names["val"]
-    assert not set(data.TRAIN_PHOTOS) & set(data.TEST_PHOTOS)
+    photos, test_photos = set(data.TRAIN_PHOTOS), set(data.TEST_PHOTOS)
+    assert not photos & test_photos
+    assert not (photos | test_photos) & set(data.DRAWN["train"])  # a name would occur twice
     streams = [data.rng_of(SEED, split, "leaves0").integers(2**32) for split in names]
     assert len(set(streams)) == 3
 
@@ -140,14 +143,21 @@ def test_raters_like_restoration_and_dislike_noise_and_blur():
 
 
 def test_same_seed_same_bytes_other_seed_other_bytes(demo, tmp_path):
-    data.write_demo(tmp_path / "again", SEED, limit=1)
-    data.write_demo(tmp_path / "other", SEED + 1, limit=1)
-    files = [p.relative_to(tmp_path / "again") for p in (tmp_path / "again").rglob("*.png")]
-    assert len(files) == 3 * 6 + 2
+    """A run in another process, with other hashes of strings and fewer sets, writes the same."""
+    out = tmp_path / "again"
+    code = f"from demo.data import write_demo; write_demo({str(out)!r}, {SEED}, limit=1)"
+    environment = {**os.environ, "PYTHONHASHSEED": "1"}
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True)
+    files = [path.relative_to(out) for path in out.rglob("*.png")]
+    assert len(files) == 3 * 6 + 2  # five members and the pristine; LQ of test and val
     for file in files:
-        if "Train" not in file.parts:  # the range folder bears the number of sets
-            assert (tmp_path / "again" / file).read_bytes() == (demo / file).read_bytes()
-        assert (tmp_path / "again" / file).read_bytes() != (tmp_path / "other" / file).read_bytes()
+        same = Path(str(file).replace("0-1", f"0-{LIMIT}"))  # Train's range folder
+        assert (out / file).read_bytes() == (demo / same).read_bytes()
+
+    ours, other = (data.make_split("test", seed, 1)[0] for seed in (SEED, SEED + 1))
+    assert ours.name == other.name
+    assert not np.array_equal(ours.hidden, other.hidden)
+    assert not np.array_equal(ours.gts[0], other.gts[0])
 
 
 def test_existing_folder_is_kept_or_refused(demo, capsys):
