@@ -16,30 +16,25 @@ Out: --out (default results/analysis) with table6.csv and table1.csv (phase I: a
 """
 
 import argparse
-import contextlib
 import csv
-import hashlib
+import functools
 import importlib
 import os
 import platform
 import re
 import sys
-import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
-from torch import nn
-from tqdm import tqdm
 
-from models.hggt import load_sets, read_rgb
+from models.checkpoint import write_csv
+from models.distributed import finish, gather, init_distributed
+from models.hggt import load_sets
 from models.iqa import load_iqa
+from models.scores import Scores, score_images
 
 # PAPER: Table 6, best first; the first seven are Table 1's
 METRICS = (
@@ -182,7 +177,6 @@ def set_columns(quality: np.ndarray, labels: np.ndarray, n_sets: int) -> dict[st
 class Metric(NamedTuple):
     name: str  # in the tables: the alias if one is given, else pyiqa's name
     spec: str  # what load_iqa takes
-    stem: str  # of its files in scores/, with the checksum of its weight file
 
 
 class Pairs(NamedTuple):
@@ -209,12 +203,9 @@ def parse_metric(text: str) -> Metric:
                 raise ValueError("pyiqa has no such metric; see pyiqa.list_models()")
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"--metrics {text}: {error}") from error
-    stem = re.sub(r"[^\w.+-]", "_", name)
-    if file:
-        if not os.path.isfile(file):
-            raise FileNotFoundError(f"--metrics {text}: no weight file {file}")
-        stem += "-" + hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12]
-    return Metric(alias or name, spec, stem)
+    if file and not os.path.isfile(file):
+        raise FileNotFoundError(f"--metrics {text}: no weight file {file}")
+    return Metric(alias or name, spec)
 
 
 def add_image(images: dict[str, str], path: str, root: str) -> str:
@@ -277,148 +268,9 @@ def read_pairs(path: str, columns: dict[str, str], images: dict[str, str]) -> Pa
     return Pairs(image1, image2, np.array(score), models)
 
 
-# ------------------------------------------------------------------------- scoring
-
-
-class Scores(NamedTuple):
-    quality: dict[str, float]  # by image key, up = better; an image that failed is absent
-    seconds: float  # the metric's own time for these images, when they were scored
-
-    def of(self, keys: np.ndarray) -> np.ndarray:
-        """Qualities in the shape of the keys, NaN for an image that failed."""
-        return np.array([self.quality.get(k, np.nan) for k in keys.flat]).reshape(keys.shape)
-
-    def on(self, pairs: Pairs) -> np.ndarray:
-        return verdicts(self.of(pairs.image1), self.of(pairs.image2), pairs.score)
-
-
-def init_distributed() -> tuple[int, int, torch.device]:
-    """(rank, world size, device); a process group only under torchrun."""
-    world, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
-    if world > 1:
-        # Only text is exchanged, and a rank may wait long for another's last image: gloo suits.
-        dist.init_process_group("gloo", timeout=timedelta(days=7))
-    torch.backends.cudnn.allow_tf32 = False  # it moves scores in the third digit
-    device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
-    return int(os.environ.get("RANK", 0)), world, device
-
-
-def gather(world: int, item: object = None) -> list:
-    """`item` of every rank, on every rank; also a barrier."""
-    items = [item] * world
-    if world > 1:
-        dist.all_gather_object(items, item)
-    return items
-
-
-def one_line(error: Exception) -> str:
-    kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
-    return kind + " ".join(str(error).split())[:400]
-
-
-def read_scores(folder: Path, stem: str) -> dict[tuple[str, int], tuple[float, float]]:
-    """{(image key, bytes): (quality, seconds)} from the files of all ranks of this and past runs.
-
-    A line that was cut short lacks a column and is passed over, or lacks digits of its seconds.
-    """
-    known = {}
-    for file in sorted([*folder.glob(f"{stem}.csv"), *folder.glob(f"{stem}.rank*.csv")]):
-        for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
-            with contextlib.suppress(ValueError, csv.Error):  # header or cut line
-                image, size, quality, seconds = next(csv.reader([line]), ())
-                known[image, int(size)] = float(quality), float(seconds)
-    return known
-
-
-def read_or_error(path: str) -> np.ndarray | Exception:
-    try:
-        return read_rgb(path)
-    except (ValueError, OSError) as error:
-        return error
-
-
-def read_batches(files: dict, batch_size: int) -> Iterator[list[tuple]]:
-    """Batches of (id, uint8 (H, W, 3)) with images of one size, from {id: path}.
-
-    Eight batches are decoded ahead; instead of an image that can't be read there is an Exception.
-    """
-    ids = list(files)
-    chunks = [ids[i : i + 8 * batch_size] for i in range(0, len(ids), 8 * batch_size)]
-    with ThreadPoolExecutor(4) as pool:
-        ahead = pool.map(read_or_error, [files[i] for i in chunks[0]])
-        for chunk, following in zip(chunks, [*chunks[1:], []], strict=True):
-            decoded, ahead = list(ahead), pool.map(read_or_error, [files[i] for i in following])
-            by_size: dict[tuple | None, list] = {}
-            for item in zip(chunk, decoded, strict=True):
-                by_size.setdefault(getattr(item[1], "shape", None), []).append(item)
-            for group in by_size.values():
-                for i in range(0, len(group), batch_size):
-                    yield group[i : i + batch_size]
-
-
-def score_batch(net: nn.Module, batch: list, device: torch.device | str) -> list:
-    """(quality, seconds) of each image, or the Exception that it raises on its own."""
-    if isinstance(batch[0], Exception):
-        return batch
-    try:
-        start = time.perf_counter()
-        x = torch.from_numpy(np.stack(batch).transpose(0, 3, 1, 2)).to(device).float() / 255
-        quality = net(x).tolist()  # waits for a GPU
-        if not np.isfinite(quality).all():
-            raise ValueError(f"gave a quality of {quality[:8]}")
-        return [(q, (time.perf_counter() - start) / len(batch)) for q in quality]
-    except Exception as error:  # whatever a third-party metric raises, the others go on
-        return [error] if len(batch) == 1 else [score_batch(net, [x], device)[0] for x in batch]
-
-
-def score_images(metric: Metric, images: dict[str, str], folder: Path, device="cpu",
-                 batch_size: int = 8, rank: int = 0, world: int = 1) -> Scores | None:
-    """Quality of every image, {key: path}; only what `folder` does not hold yet is scored.
-
-    Every rank calls it with the same images and scores its share of the missing ones. What goes
-    wrong is printed: None is returned if the metric failed, Scores without an image that failed.
-    """
-    files = {(key, os.path.getsize(path)): path for key, path in images.items()}
-    known = read_scores(folder, metric.stem)
-    gather(world)  # all have read before one writes, so all see the same images missing
-    missing = sorted(files.keys() - known.keys())
-    error, failures, n_scored = None, [], 0
-    if mine := {i: files[i] for i in missing[rank::world]}:
-        try:
-            net = load_iqa(metric.spec, device)
-            file = folder / f"{metric.stem}{f'.rank{rank}' if rank else ''}.csv"
-            end = file.read_bytes()[-1:] if file.is_file() else b""
-            with open(file, "a", newline="", encoding="utf-8") as log, \
-                    tqdm(total=len(mine), desc=metric.name, unit="image", disable=rank > 0) as bar:
-                writer = csv.writer(log, lineterminator="\n")
-                if end != b"\n":  # a new file, or one whose last line a kill cut short
-                    log.write("\n" if end else "image,bytes,quality,seconds\n")
-                for batch in read_batches(mine, batch_size):
-                    results = score_batch(net, [image for _, image in batch], device)
-                    for (image_id, _), result in zip(batch, results, strict=True):
-                        if isinstance(result, Exception):
-                            failures.append(f"{image_id[0]}: {one_line(result)}")
-                        else:
-                            writer.writerow([*image_id, f"{result[0]:.9g}", f"{result[1]:.6f}"])
-                            n_scored += 1
-                    log.flush()  # a kill loses one batch
-                    bar.update(len(batch))
-                    if len(failures) >= 8 * batch_size and not known and not n_scored:
-                        break  # it is the metric, not its images
-        except Exception as e:  # no weights, no memory: the other metrics go on
-            error = one_line(e)
-    if missing:
-        reports = gather(world, (error, *failures[:1]))
-        error = next((r[0] for r in reports if r[0]), None)
-        failures = [text for r in reports for text in r[1:]]
-        known = read_scores(folder, metric.stem)
-    found = {i[0]: known[i] for i in files if i in known}
-    if rank == 0 and len(found) < len(files):
-        print(f"{metric.name}: {len(files) - len(found)} of {len(files)} images not scored: "
-              f"{error or ''.join(failures[:1])}")
-    if files and (error or not found):
-        return None
-    return Scores({key: q for key, (q, _) in found.items()}, sum(s for _, s in found.values()))
+def judged(scores: Scores, pairs: Pairs) -> np.ndarray:
+    """Verdicts of one metric on all pairs."""
+    return verdicts(scores.of(pairs.image1), scores.of(pairs.image2), pairs.score)
 
 
 # ------------------------------------------------------------------------- tables
@@ -429,7 +281,7 @@ def accuracies(pairs: Pairs, scores: dict[str, Scores], seed: int, prefix: str =
     if not scores:
         return {}
     columns, ties = {}, int((np.round(pairs.score, 6) == 0.5).sum())
-    verdict = np.stack([s.on(pairs) for s in scores.values()])
+    verdict = np.stack([judged(s, pairs) for s in scores.values()])
     for name, v, (low, high) in zip(scores, verdict, bootstrap(verdict, seed), strict=True):
         scored = int((v >= 0).sum())
         values = {"accuracy_percent": accuracy(v), "ci_low": low, "ci_high": high,
@@ -446,11 +298,7 @@ def write_table(path: Path, rows: list[dict], first: list[str], notes: list[str]
         values = [row.get(field, "") for field in fields]
         lines.append([("" if np.isnan(v) else f"{v:.{digits}f}") if isinstance(v, float) else str(v)
                       for v in values])
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", newline="", encoding="utf-8") as file:
-        file.writelines(f"# {note}\n" for note in notes)
-        csv.writer(file, lineterminator="\n").writerows(lines)
-    os.replace(temporary, path)
+    write_csv(path, lines[0], lines[1:], notes)
     print(f"\n{path}: {notes[0]}")
     for line in lines:
         print("  " + "".join(f"{text:<25}" for text in line[:5]).rstrip())
@@ -458,6 +306,7 @@ def write_table(path: Path, rows: list[dict], first: list[str], notes: list[str]
 
 def main(args: argparse.Namespace) -> None:
     rank, world, device = init_distributed()
+    torch.backends.cudnn.allow_tf32 = False  # it moves scores in the third digit
 
     # Inputs, all of them checked before anything is scored
     columns = dict(c.partition("=")[::2] for c in args.columns)
@@ -488,12 +337,13 @@ def main(args: argparse.Namespace) -> None:
         members = np.array([add_image(images, path, root) for path in paths], object)
         members = members.reshape(labels.shape)
     out = Path(args.out)
-    (out / "scores").mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
 
     def score(metrics: list[Metric], *keys: np.ndarray) -> dict[str, Scores]:
         wanted = {key: images[key] for array in keys for key in array.flat}
-        where = (out / "scores", device, args.batch_size, rank, world)
-        scores = {m.name: score_images(m, wanted, *where) for m in metrics}
+        where = (wanted, out / "scores", device, args.batch_size, rank, world, gather)
+        scores = {m.name: score_images(m.spec, functools.partial(load_iqa, m.spec, device), *where)
+                  for m in metrics}
         scores = {name: s for name, s in scores.items() if s is not None}
         if not scores:
             raise ValueError("no metric could be scored; each one's reason stands above")
@@ -547,7 +397,7 @@ def main(args: argparse.Namespace) -> None:
         for name, cells in accuracies(p, scores, args.seed, f"{split}_").items():
             found[name] |= cells
         if args.reference in scores:
-            failed = p.take(scores[args.reference].on(p) == 0)
+            failed = p.take(judged(scores[args.reference], p) == 0)
             for name, cells in accuracies(failed, others, args.seed, f"{split}_").items():
                 hard[name] |= cells
     for name, s in scores.items():
@@ -573,6 +423,7 @@ def main(args: argparse.Namespace) -> None:
             print("\nSection 7.1: {negative_percent:.1f} % of the sets have a negative; {0} ranks "
                   "one highest in {negative_highest_percent:.1f} % of those, {overall_percent:.1f} "
                   "% of all".format(args.reference, **found[args.reference]))
+    finish()
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

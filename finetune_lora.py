@@ -21,10 +21,10 @@ import sys
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 import train_sr
 from models.checkpoint import save_atomic
+from models.distributed import finish
 from models.iqa import load_iqa, min_side
 from models.lora import add_lora, lora_state, merge_lora
 
@@ -73,8 +73,7 @@ def main(args: argparse.Namespace) -> None:
             merge_lora(net_ema)
         save_atomic({"params_ema": net_ema.state_dict()}, out / "net_g_ema.pt")
         print(f"wrote {out / 'net_g_ema.pt'}")
-    if args.world > 1:
-        dist.destroy_process_group()
+    finish()
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -20,11 +20,8 @@ import argparse
 import copy
 import csv
 import functools
-import hashlib
 import os
-import re
 import sys
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -40,10 +37,12 @@ from tqdm import tqdm
 from models.checkpoint import load_file, read_state, save_atomic, write_csv
 from models.degradations import degrade_patch, usm_sharpen
 from models.discriminator import UNetDiscriminatorSN
-from models.hggt import Draws, MultiGT, check_data, load_sets, read_rgb
+from models.distributed import finish, gather, init_distributed, main_first
+from models.hggt import Draws, MultiGT, check_data, load_sets
 from models.iqa import load_iqa, min_side
 from models.losses import VGG19Loss, gan_loss_d, gan_loss_g, laplacian_loss
 from models.rrdb import RRDBNet
+from models.scores import score_images
 from models.swinir import SwinIR
 
 SAMPLERS = ("origs_only", "rand", "upos", "sma", "smp", "amo")
@@ -156,28 +155,6 @@ class StepDraws:
             yield range(start, start + self.share)
 
 
-def init_distributed() -> tuple[int, int, torch.device]:
-    """(rank, world size, device); a process group only under torchrun."""
-    world, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", local) if cuda else torch.device("cpu")
-    if cuda:
-        torch.cuda.set_device(device)
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    if world > 1 and not dist.is_initialized():
-        # Rank 0 may index 60,000 label files while the others wait.
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(hours=2))
-    return int(os.environ.get("RANK", 0)), world, device
-
-
-def main_first(rank: int, world: int, work):
-    """Run work() on rank 0, then on the others, who find its cache."""
-    result = work() if rank == 0 else None
-    if world > 1:
-        dist.barrier()
-    return result if rank == 0 else work()
-
-
 def load_checked(args: argparse.Namespace) -> nn.Module:
     """The network in --init, which must be of the kind and size of --net."""
     state, net = read_state(args.init), PRESETS[args.net]["build"]()
@@ -203,45 +180,22 @@ def load_discriminator(net_d: nn.Module, path: str) -> None:
         raise ValueError(f"{path}: holds no discriminator of this size for --init-d") from error
 
 
-def metric_key(name: str) -> str:
-    """The metric's name, with its weight file (if given) replaced by the file's checksum."""
-    name, _, file = name.partition("@")
-    return f"{name}@{hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12]}" if file else name
-
-
-def image_quality(
-    sets: MultiGT, metric: str, iqa: nn.Module, device: torch.device, rank: int, world: int
-) -> np.ndarray:
+def image_quality(args: argparse.Namespace, sets: MultiGT) -> np.ndarray:
     """Quality of every whole ground truth, (n, K), for sma and smp (paper Sec. 4.2).
 
-    Scored once, sharded over the ranks, and kept in <data>/quality_<metric>.csv under the metric's
-    key and each image's path relative to the data folder.
+    Scored once, shared among the ranks, and kept in <data>/.scores (or in the run folder, where the
+    data is read-only) under the metric's name and each image's path relative to the data.
     """
-    key = metric_key(metric)
-    cache = Path(sets.root) / f"quality_{re.sub(r'[^A-Za-z0-9+-]+', '_', key)}.csv"
-    images = [[os.path.relpath(p, sets.root) for p in row] for row in sets.paths]
-    if cache.is_file():
-        with open(cache, newline="", encoding="utf-8") as file:
-            known = {r["image"]: float(r["quality"]) for r in csv.DictReader(file)
-                     if r["metric"] == key}
-        if all(image in known for row in images for image in row):
-            return np.array([[known[image] for image in row] for row in images])
-    quality = torch.zeros(len(images), len(images[0]), dtype=torch.float64, device=device)
-    for i in tqdm(range(rank, len(images), world), desc=f"{metric} of all GTs", unit="set",
-                  disable=rank > 0):
-        batch = np.stack([read_rgb(path) for path in sets.paths[i]]).transpose(0, 3, 1, 2)
-        quality[i] = iqa(torch.from_numpy(batch).to(device).float() / 255).double()
-    if world > 1:
-        dist.all_reduce(quality)
-    quality = quality.cpu().numpy()
-    if rank == 0:
-        rows = [(key, image, f"{q:.6f}") for names, qs in zip(images, quality, strict=True)
-                for image, q in zip(names, qs, strict=True)]
-        try:
-            write_csv(cache, ["metric", "image", "quality"], rows)
-        except OSError as error:
-            print(f"quality scores not cached: {error}", file=sys.stderr)
-    return np.round(quality, 6)
+    home = sets.root if os.access(sets.root, os.W_OK) else args.out
+    keys = np.array([[os.path.relpath(p, sets.root) for p in row] for row in sets.paths], object)
+    images = dict(zip(keys.flat, (p for row in sets.paths for p in row), strict=True))
+    build = functools.partial(load_iqa, args.iqa, args.device)
+    scores = score_images(args.iqa, build, images, Path(home) / ".scores", args.device, 8,
+                          args.rank, args.world, gather)
+    quality = scores.of(keys) if scores else np.full(keys.shape, np.nan)
+    if np.isnan(quality).any():
+        raise ValueError(f"--iqa {args.iqa}: could not score every image of {sets.root}, see above")
+    return quality
 
 
 def save_samples(path: Path, lq: Tensor, sr: Tensor, gt: Tensor, count: int = 4) -> None:
@@ -269,19 +223,20 @@ def fit(args: argparse.Namespace, net_g: nn.Module, reward: nn.Module | None = N
                          f"the {world} processes")
 
     # Data and sampler. Everything that can be missing is asked for here, before the first step.
-    sets = main_first(rank, world, lambda: load_sets(args.data))
+    sets = main_first(lambda: load_sets(args.data))
     if args.sampler in ("upos", "smp") and sets.labels is None:
         raise ValueError(f"{args.data}: --sampler {args.sampler} needs labels/<range>/A,B,C; "
                          "use origs_only, rand, sma or amo without them")
     iqa = quality = None
     if args.sampler in ("sma", "smp", "amo"):
-        iqa = load_iqa(args.iqa, device)
         side = args.patch_size if args.sampler == "amo" else int(sets.sizes.min())
         if side < min_side(args.iqa):
             raise ValueError(f"--iqa {args.iqa}: needs images of {min_side(args.iqa)} px, "
                              f"these are {side}")
-        if args.sampler != "amo":
-            quality = image_quality(sets, args.iqa, iqa, device, rank, world)
+        if args.sampler == "amo":
+            iqa = load_iqa(args.iqa, device)
+        else:
+            quality = image_quality(args, sets)
     shape = (len(sets.names), len(sets.paths[0]))
     weights = sampling_weights(args.sampler, sets.labels, quality, args.tau, shape)
     stage_one = args.lambda_p == 0 and args.lambda_a == 0 and reward is None
@@ -451,14 +406,14 @@ def main(args: argparse.Namespace) -> None:
     if args.rank == 0:
         save_atomic({"params_ema": net_ema.state_dict()}, Path(args.out) / "net_g_ema.pt")
         print(f"wrote {Path(args.out) / 'net_g_ema.pt'}")
-    if args.world > 1:
-        dist.destroy_process_group()
+    finish()
 
 
 def complete_settings(args: argparse.Namespace) -> None:
     """Fill in what depends on the net, the stage and the machine."""
     preset = PRESETS[args.net]
     args.rank, args.world, args.device = init_distributed()
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     stage_one = args.lambda_p == 0 and args.lambda_a == 0 and not args.lambda_q
     if stage_one:
         # PAPER: PSNR-pretrained initialisation (HGGT): L1 only, lr 2e-4

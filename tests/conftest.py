@@ -1,4 +1,4 @@
-"""Tests run from the repository root, on one thread, so that results do not depend on the machine."""
+"""Tests run on one thread, so that their results do not depend on the machine."""
 
 import sys
 from pathlib import Path

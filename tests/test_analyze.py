@@ -15,22 +15,23 @@ from scipy.stats import spearmanr
 import analyze_iqa
 from analyze_iqa import (
     METRICS,
-    Metric,
     Pairs,
-    Scores,
     accuracies,
     accuracy,
     bootstrap,
     draw_phase1,
+    judged,
     main,
     parse_args,
     parse_metric,
     read_pairs,
-    score_images,
     set_columns,
     set_measures,
     verdicts,
 )
+from models import scores
+from models.iqa import load_iqa
+from models.scores import Scores
 
 ROOT = Path(__file__).resolve().parent.parent
 # Paper, Table 6.
@@ -154,7 +155,7 @@ def test_table3_is_accuracy_where_the_reference_fails():
     pairs = Pairs(keys, keys[[1, 2, 3, 0]], np.array([0.8, 0.2, 0.5, 0.9]))
     reference = Scores({"a": 1, "b": 2, "c": 3, "d": 4}, 0.0)  # hit, miss, tie, miss
     other = Scores({"a": 5, "b": 4, "c": 3, "d": 6}, 0.0)  # miss, hit, -, miss
-    failed = pairs.take(reference.on(pairs) == 0)
+    failed = pairs.take(judged(reference, pairs) == 0)
     assert failed.image1.tolist() == ["b", "d"]
     found = accuracies(failed, {"other": other}, seed=0)["other"]
     assert found["accuracy_percent"] == 50.0 and found["scored"] == 2 and found["ties"] == 0
@@ -263,6 +264,10 @@ def test_section_7_1_by_hand_and_sets_that_failed():
 # ------------------------------------------------------------------------- scoring
 
 
+def score(name, images, folder):
+    return scores.score_images(name, lambda: load_iqa(name, "cpu"), images, folder)
+
+
 def test_each_image_is_scored_once_and_an_interrupted_run_goes_on(own, monkeypatch):
     calls = own / "calls"
     monkeypatch.setenv("CALLS", str(calls))
@@ -270,26 +275,26 @@ def test_each_image_is_scored_once_and_an_interrupted_run_goes_on(own, monkeypat
     for i, side in enumerate((32, 24, 32, 32, 40, 24)):
         save_grey(own / f"{i}, image.png", 20 * i + 10, side)  # the comma needs quoting
         images[f"data/{i}, image.png"] = str(own / f"{i}, image.png")
-    metric = Metric("bright", "own_metrics:mean", "bright")
-    first = score_images(metric, images, own)
+    metric = "own_metrics:mean"
+    first = score(metric, images, own)
     assert len(calls.read_text()) == 6
     for i in range(6):
         mean = np.asarray(Image.open(own / f"{i}, image.png")).mean() / 255
         assert first.quality[f"data/{i}, image.png"] == pytest.approx(mean, rel=1e-6)
-    assert score_images(metric, images, own) == first  # nothing is scored, seconds are kept
+    assert score(metric, images, own) == first  # nothing is scored, seconds are kept
     assert len(calls.read_text()) == 6
     # A kill cut the last line within its quality: that image alone is scored again.
-    cache = own / "bright.csv"
+    cache = own / "own_metrics_mean.csv"
     whole = cache.read_text()
     last = whole.rstrip("\n").rsplit("\n", 1)[1]
     cache.write_text(whole[: whole.rindex(last)] + last[: last.rindex(",") - 3])
-    assert score_images(metric, images, own).quality == first.quality
+    assert score(metric, images, own).quality == first.quality
     assert len(calls.read_text()) == 7
-    assert score_images(metric, images, own).quality == first.quality
+    assert score(metric, images, own).quality == first.quality
     assert len(calls.read_text()) == 7
     # Another file under the same name (its size tells) is scored anew.
     save_grey(own / "0, image.png", 200, side=48)
-    again = score_images(metric, images, own)
+    again = score(metric, images, own)
     assert len(calls.read_text()) == 8
     assert again.quality["data/0, image.png"] > 0.7
 
@@ -301,17 +306,18 @@ def test_failures_of_single_images_and_of_metrics(own, capsys):
         images[f"{i}.png"] = str(own / f"{i}.png")
     (own / "3.png").write_bytes(b"not an image")
     images["3.png"] = str(own / "3.png")
-    found = score_images(Metric("large", "own_metrics:large", "large"), images, own)
+    found = score("own_metrics:large", images, own)
     assert sorted(found.quality) == ["0.png", "2.png"]
     text = capsys.readouterr().out
     assert text.count("\n") == 1 and "large: 2 of 4 images not scored" in text
-    single = score_images(Metric("one", "own_metrics:single", "one"), images, own)
+    single = score("own_metrics:single", images, own)
     assert sorted(single.quality) == ["0.png", "1.png", "2.png"]
     capsys.readouterr()
     for name, reason in (("no_weights", "weights are missing"), ("nan", "quality of [nan")):
-        assert score_images(Metric(name, f"own_metrics:{name}", name), images, own) is None
+        assert score(f"own_metrics:{name}", images, own) is None
         text = capsys.readouterr().out
-        assert text.startswith(f"{name}: 4 of 4 images not scored") and text.count("\n") == 1
+        assert text.startswith(f"own_metrics:{name}: 4 of 4 images not scored")
+        assert text.count("\n") == 1
         assert reason in text
 
 
@@ -320,9 +326,10 @@ def test_metric_names(own):
     weights.write_bytes(b"one")
     alias = parse_metric(f"q=own_metrics:mean@{weights}")
     assert alias[:2] == ("q", f"own_metrics:mean@{weights}")
+    stem = scores.cache_stem(alias.spec)
     weights.write_bytes(b"two")
-    assert parse_metric(f"q=own_metrics:mean@{weights}").stem != alias.stem  # other weights
-    assert parse_metric("clipiqa+_vitL14_512") == ("clipiqa+_vitL14_512",) * 3
+    assert scores.cache_stem(alias.spec) != stem  # other weights, another cache
+    assert parse_metric("clipiqa+_vitL14_512") == ("clipiqa+_vitL14_512",) * 2
     assert parse_metric(f"musiq@{weights}")[:2] == ("musiq", f"musiq@{weights}")
     for bad in ("own_metrics:absent", "no.such.module:f", "musiq@absent.pth"):
         with pytest.raises((ValueError, OSError), match=bad):

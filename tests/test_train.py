@@ -192,18 +192,18 @@ def test_every_sampler_trains(base, sampler):
     if sampler == "origs_only":
         assert float(row["share_0"]) == 1.0
     if sampler in ("sma", "smp"):
-        (cache,) = (base / "HGGT").glob("quality_*.csv")
+        (cache,) = (base / "HGGT/.scores").glob("*.csv")
         assert len(read_log(cache)) == 4 * 5
 
 
 def test_quality_is_scored_once(base, monkeypatch):
+    args = train_sr.parse_args(["--iqa", "test_train:sharpness", "--out", str(base / "q")])
+    args.rank, args.world, args.device = 0, 1, torch.device("cpu")
     sets = train_sr.load_sets(base / "HGGT")
-    first = train_sr.image_quality(sets, "test_train:sharpness", sharpness(),
-                                   torch.device("cpu"), 0, 1)
+    first = train_sr.image_quality(args, sets)
     assert first.shape == (4, 5) and (np.diff(first, axis=1) > 0).all()  # contrast grows
-    monkeypatch.setattr(train_sr, "read_rgb", lambda path: 1 / 0)
-    again = train_sr.image_quality(sets, "test_train:sharpness", None, torch.device("cpu"), 0, 1)
-    assert (again == first).all()
+    monkeypatch.setattr(train_sr, "load_iqa", lambda *a, **k: 1 / 0)
+    assert (train_sr.image_quality(args, sets) == first).all()
 
 
 def test_rrdb_stage_two_and_fine_tuning(base):

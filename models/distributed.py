@@ -1,0 +1,48 @@
+"""The little that several processes under torchrun need; without torchrun all of it is a no-op."""
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+T = TypeVar("T")
+
+
+def init_distributed() -> tuple[int, int, torch.device]:
+    """(rank, world size, device); a process group only under torchrun."""
+    world, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", local) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if world > 1 and not dist.is_initialized():
+        # Tensors go by NCCL where there are GPUs, objects and barriers by gloo. A rank may wait
+        # long for another that indexes a dataset or scores its last image.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(days=1))
+    return int(os.environ.get("RANK", 0)), world, device
+
+
+def gather(item: object = None) -> list:
+    """`item` of every rank, in the order of the ranks, on every rank; also a barrier."""
+    if not dist.is_initialized():
+        return [item]
+    items = [None] * dist.get_world_size()
+    dist.all_gather_object(items, item)
+    return items
+
+
+def main_first(work: Callable[[], T]) -> T:
+    """work() on rank 0, then on the others, who find what it cached."""
+    main = not dist.is_initialized() or dist.get_rank() == 0
+    result = work() if main else None
+    gather()
+    return result if main else work()
+
+
+def finish() -> None:
+    """End the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
