@@ -70,7 +70,7 @@ PRESETS = {
 PRESETS["swinir_tiny"] = PRESETS["swinir"] | {
     # A pixel-shuffle tail this small leaves a grid, which a small quality model rewards.
     "build": functools.partial(
-        SwinIR, embed_dim=24, depths=(2, 2), num_heads=(2, 2), num_feat=12,
+        SwinIR, embed_dim=24, depths=(2, 2), num_heads=(2, 2), num_feat=16,
         upsampler="nearest+conv",
     ),
     "batch_size": 8,
@@ -269,7 +269,7 @@ def fit(args: argparse.Namespace, net_g: nn.Module, reward: nn.Module | None = N
     out.mkdir(parents=True, exist_ok=True)
     settings = {k: v for k, v in sorted(vars(args).items())
                 if k not in ("device", "rank", "world", "out", "steps", "num_workers", "save_every",
-                             "sample_every", "data", "init", "init_d", "check_data")}
+                             "sample_every", "data", "check_data")}
     meter = torch.zeros(1 + len(LOSSES) + shape[1], dtype=torch.float64, device=device)
     done, last, log = 0, out / "last.pt", []
     if last.is_file():
