@@ -87,6 +87,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="weight of the quality score in its own units (Eq. 5); 0: no reward")
     add("--lora-rank", type=int, help="rank of the adapters (48 SwinIR, 24 RealESRGAN)")
     add("--full", action="store_true", help="naive fine-tuning of all weights, without adapters")
+    # ASSUMED: FT_HP is --lambda-p 2; the paper says only that lambda_P is higher.
     # PAPER: Sec. 4.3, 8.3. The critic's place is taken by Q: no GAN loss; 20,000 steps.
     parser.set_defaults(lambda_a=0.0, steps=20_000)
     args = parser.parse_args(argv)

@@ -32,11 +32,11 @@ def missing(path):
                 yield line
 sys.exit(any(missing(sys.argv[1])) or sys.version_info < (3, 10))'
   local current
-  current=$(command -v python3 || command -v python) || { echo "run_all.sh: no Python" >&2; exit 2; }
+  current=$(command -v python3 || command -v python) || refuse "no Python"
   if ! "$current" -c "$check" "$1" 2>/dev/null; then
     if [ ! -x .venv/bin/python ]; then
       "$current" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
-        { echo "run_all.sh: $current is too old; Python 3.10 or newer is needed" >&2; exit 2; }
+        refuse "$current is too old; Python 3.10 or newer is needed"
       echo "making .venv (once)" >&2
       "$current" -m venv .venv
     fi
@@ -49,6 +49,22 @@ sys.exit(any(missing(sys.argv[1])) or sys.version_info < (3, 10))'
   echo "$current"
 }
 
+refuse() { # MESSAGE
+  echo "run_all.sh: $1" >&2
+  exit 2
+}
+
+net=${NET:-swinir} seed=${SEED:-0}
+case ${1:-demo} in
+  demo | seeds | paper | python) ;;
+  *) refuse "unknown command $1; see the head of this file" ;;
+esac
+case $net in
+  swinir) label=SwinIR setting=one_round ;;
+  rrdb) label=RealESRGAN setting=two_round ;;
+  *) refuse "NET=$net; use swinir or rrdb" ;;
+esac
+[[ $seed =~ ^[0-9]+$ ]] || refuse "SEED=$seed is not a number"
 if [ "${1-}" = python ]; then
   python_with "${2:-requirements.txt}"
   exit
@@ -68,7 +84,7 @@ AMO       | train_sr.py      | stage1 | --sampler amo
 UPos+FT   | finetune_lora.py | UPos   | --sampler upos
 AMO+FT    | finetune_lora.py | AMO    | --sampler amo
 AMO+FT_Q0 | finetune_lora.py | AMO    | --sampler amo --lambda-q 0
-AMO+FT_full | finetune_lora.py | AMO  | --sampler amo --full
+AMO+FT_full | finetune_lora.py | AMO  | --sampler amo --full --lr 2e-4
 "
 row_names() { # SCRIPT
   awk -F' *[|] *' -v s="$1" '$2 == s { print $1 }' <<<"$rows"
@@ -104,13 +120,7 @@ side_by_side() { # FUNCTION NAME...: run FUNCTION for every name, one process pe
 }
 
 demo() {
-  local seed=${SEED:-0} net=${NET:-swinir} begin=$SECONDS
-  case $net in
-    swinir) label=SwinIR ;;
-    rrdb) label=RealESRGAN ;;
-    *) echo "run_all.sh: NET=$net; use swinir or rrdb" >&2; exit 2 ;;
-  esac
-  [[ $seed =~ ^[0-9]+$ ]] || { echo "run_all.sh: SEED=$seed is not a number" >&2; exit 2; }
+  local begin=$SECONDS
   local tag=$net-seed$seed
   data=datasets/demo/$tag runs=runs/demo/$tag
   results=results/demo-$tag
@@ -118,22 +128,28 @@ demo() {
   jobs=$(getconf _NPROCESSORS_ONLN) && jobs=$((jobs > 4 ? 4 : jobs))
   q=demo.quality:q@$runs/q.pt judge=demo.quality:judge@$runs/judge.pt
   # One thread per process: the same numbers on every machine, and two rows side by side.
-  export OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= PYTHON label runs rows train one two fine data
-  export -f row_field demo_row demo_stage_one demo_quality
+  export OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= PYTHON label runs rows train two fine
+  export -f row_field demo_row
 
   train="--net ${net}_tiny --data $data/HGGT --iqa $q --tau 2 --patch-size 64 --seed $seed
     --perceptual laplacian --num-workers 0 --log-every 10 --sample-every 50"
-  one="--lambda-p 0 --lambda-a 0 --steps 400 --lr 2e-3 --milestones 300 360 --ema-decay 0.98"
+  one="--lambda-p 0 --lambda-a 0 --steps 400 --lr 1e-3 --milestones 200 300 360 --ema-decay 0.95"
   two="--steps 150 --lr 1e-3 --milestones 110 135 --ema-decay 0.95"
-  fine="--steps 60 --lr 5e-4 --milestones 45 --ema-decay 0.9 --lora-rank 8 --lambda-q 0.0005"
+  # lambda_q is in units of Q, 0 to 100, as the paper's 0.05 is in units of MUSIQ
+  fine="--steps 60 --lr 2e-3 --milestones 45 --ema-decay 0.9 --lora-rank 8 --lambda-q 0.001"
 
   mkdir -p "$runs"
   echo "1/6 data: $data"
   [ -f "$data/SBS180K/test.csv" ] ||
-    "$PYTHON" -m demo.data --out "$data" --seed "$seed" --setting "$([ $net = rrdb ] && echo two || echo one)_round"
+    "$PYTHON" -m demo.data --out "$data" --seed "$seed" --setting "$setting"
   echo "2/6 quality model Q, judge, and stage one (L1), side by side"
-  side_by_side demo_quality q judge
-  side_by_side demo_stage_one stage1
+  demo_stage_one &
+  local stage_one=$!
+  trap 'kill $stage_one 2>/dev/null' EXIT
+  demo_quality q
+  demo_quality judge
+  wait $stage_one
+  trap - EXIT
   echo "3/6 analysis of the quality models against the (simulated) raters"
   "$PYTHON" analyze_iqa.py --pairs "$data/SBS180K/train.csv" --pairs-test "$data/SBS180K/test.csv" \
     --sets "$data/HGGT" --metrics "q=$q" "judge=$judge" piqe --reference q --out "$results"
@@ -158,22 +174,30 @@ demo() {
 
 demo_quality() { # q|judge
   [ -f "$runs/$1.pt" ] ||
-    "$PYTHON" -m demo.quality --data "$data" --which "$1" --out "$runs/$1.pt" --seed "${SEED:-0}"
+    "$PYTHON" -m demo.quality --data "$data" --which "$1" --out "$runs/$1.pt" --seed "$seed"
 }
 
-demo_stage_one() {
+demo_stage_one() { # on a flat folder: the originals
+  local begin=$SECONDS
+  "$PYTHON" -m demo.nets --net "${net}_tiny" --seed "$seed" --out "$runs/start.pt"
   # shellcheck disable=SC2086
-  "$PYTHON" train_sr.py $train $one --data "$data/HGGT/Train/images/0-40/original" --out "$runs/stage1"
+  if ! "$PYTHON" train_sr.py $train $one --data "$data/HGGT/Train/images/0-40/original" \
+    --init "$runs/start.pt" --out "$runs/stage1" >"$runs/stage1.log" 2>&1; then
+    tail -n 5 "$runs/stage1.log" >&2
+    echo "run_all.sh: stage one failed; see $runs/stage1.log" >&2
+    return 1
+  fi
+  printf '  %-24s %3d s\n' "stage one" $((SECONDS - begin))
 }
 
 seeds() { # SEED...: the demo for each, then how often each ordering held
-  local folders=() seed net=${NET:-swinir}
-  [ $# -gt 0 ] || { echo "usage: bash run_all.sh seeds 1 2 3" >&2; exit 2; }
-  for seed in "$@"; do
-    echo "== seed $seed"
-    SEED=$seed bash run_all.sh
-    folders+=("results/demo-$net-seed$seed")
-    [ "$net-$seed" = swinir-0 ] && folders[-1]=results/demo
+  local folders=() one_seed
+  [ $# -gt 0 ] || refuse "usage: bash run_all.sh seeds 1 2 3"
+  for one_seed in "$@"; do
+    echo "== seed $one_seed"
+    SEED=$one_seed bash run_all.sh
+    folders+=("results/demo-$net-seed$one_seed")
+    [ "$net-$one_seed" = swinir-0 ] && folders[-1]=results/demo
   done
   "$PYTHON" -m demo.report --seeds "${folders[@]}" --out "results/demo/seeds_$net.csv"
 }
@@ -189,7 +213,7 @@ seeds() { # SEED...: the demo for each, then how often each ordering held
 paper() {
   local hggt=${HGGT:-datasets/HGGT} sbs=${SBS180K:-datasets/SBS180K}
   local realsr=${REALSR:-datasets/RealSR(V3)} df2k=${DF2K_OST:-datasets/DF2K_OST}
-  local gpus=${GPUS:-4} wrong=0 net name label out init script flags
+  local gpus=${GPUS:-4} wrong=0 name init script flags
   local lq=Test/Blind_Degradation_Benchmark_LQ/Test-100/Blind_LR
 
   echo "checking inputs and weights"
@@ -250,5 +274,4 @@ case ${1:-demo} in
   demo) demo ;;
   seeds) seeds "${@:2}" ;;
   paper) paper ;;
-  *) echo "run_all.sh: unknown command $1; see the head of this file" >&2; exit 2 ;;
 esac

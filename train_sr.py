@@ -342,6 +342,7 @@ def fit(args: argparse.Namespace, net_g: nn.Module, reward: nn.Module | None = N
         optim_g.step()
 
         # net_d: real 1, fake 0, one step per net_g step
+        # ASSUMED: one batch of both, so spectral norm iterates once; HGGT's code runs it twice.
         if net_d is not None:
             net_d.requires_grad_(True)
             with bf16:

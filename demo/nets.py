@@ -25,8 +25,8 @@ COLOURS = 3
 def start_as_interpolation(net: nn.Module) -> nn.Module:
     """Make a SwinIR ("nearest+conv") or RRDBNet interpolate; in place, returns it.
 
-    A leaky ReLU of slope a lets a signed value x through as a pair: f(x) - f(-x) = (1 + a) x. So six
-    channels of every layer of the tail carry +RGB and -RGB; the body's branch starts at zero.
+    A leaky ReLU of slope a lets a signed value x through as a pair: f(x) - f(-x) = (1 + a) x. So
+    six channels of every layer of the tail carry +RGB and -RGB; the body's branch starts at zero.
     """
     if isinstance(net, SwinIR):
         net.conv_after_body.weight.zero_()
