@@ -286,14 +286,16 @@ def fit(args: argparse.Namespace, net_g: nn.Module, reward: nn.Module | None = N
         if net_d is not None:
             net_d.load_state_dict(state["net_d"])
             optim_d.load_state_dict(state["optim_d"])
-        done, meter = state["step"], state["meter"].to(device)
+        done = state["step"]
+        if rank == 0:  # it is the sum over the ranks
+            meter = state["meter"].to(device)
     header = ["step", "lr", *LOSSES, *(f"share_{k}" for k in range(shape[1]))]
     if rank == 0:
         if done:
             print(f"resuming {out} at step {done}")
-            with open(out / "log.csv", newline="", encoding="utf-8") as file:
-                log = [row for row in list(csv.reader(file))[1:]
-                       if len(row) == len(header) and int(row[0]) <= done]
+            lines = (out / "log.csv").read_text().splitlines() if (out / "log.csv").exists() else []
+            log = [row for row in csv.reader(lines[1:]) if len(row) == len(header)
+                   and int(row[0]) <= done and int(row[0]) % args.log_every == 0]
         write_csv(out / "log.csv", header, log)  # drops rows after the checkpoint
 
     # Wrapped networks for the gradient steps, the bare ones for everything else. The buffers
@@ -360,10 +362,12 @@ def fit(args: argparse.Namespace, net_g: nn.Module, reward: nn.Module | None = N
         values = [torch.ones((), device=device), *(losses[k].detach() for k in LOSSES)]
         meter += torch.cat([torch.stack(values).double(), shares])
         if step % args.log_every == 0 or step == args.steps:
+            sums = meter.clone()
             if world > 1:
-                dist.all_reduce(meter)
-            mean = (meter[1:] / meter[0]).tolist()
-            meter.zero_()
+                dist.all_reduce(sums)
+            mean = (sums[1:] / sums[0]).tolist()
+            if step % args.log_every == 0:  # else a longer run goes on with this row's interval
+                meter.zero_()
             if rank == 0:
                 with open(out / "log.csv", "a", encoding="utf-8") as file:
                     file.write(f"{step},{lr:g},{','.join(f'{m:.6g}' for m in mean)}\n")
@@ -373,7 +377,7 @@ def fit(args: argparse.Namespace, net_g: nn.Module, reward: nn.Module | None = N
         if step % args.save_every == 0 or step == args.steps:
             saved = meter.clone()
             if world > 1:
-                dist.all_reduce(saved)  # every rank resumes with the sum: the mean is unchanged
+                dist.all_reduce(saved)
             if rank == 0:
                 save_atomic(
                     {

@@ -4,4 +4,4 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=$(bash run_all.sh python tests/requirements.txt)
 "$PYTHON" -m ruff check .
-"$PYTHON" -m pytest -q --durations=10 tests "$@"
+"$PYTHON" -m pytest -q -n auto --dist loadfile --durations=10 tests "$@"
