@@ -281,6 +281,7 @@ def main(args: argparse.Namespace) -> None:
         *(f"column {column}: empty, its weights could not be had" for column in unavailable),
         f"Python {platform.python_version()}, torch {torch.__version__}, pyiqa {pyiqa_version()}",
     ]
+    columns = list(dict.fromkeys([*METRICS, *specs]))  # Table 5's, asked for or not, then others
     table: list[list[str]] = []
     per_image: list[list[str]] = []
 
@@ -288,13 +289,13 @@ def main(args: argparse.Namespace) -> None:
         """One model's rows in both tables, which are then written."""
         human = "no" if needs_human_labels(model) else "yes"
         means = {c: float(np.mean([s[c] for s in scores])) for c in scores[0]}
-        table.append([model, human, *(f"{means[c]:.4f}" if c in means else "" for c in specs)])
-        columns = [*specs, "psnr_original"]
+        table.append([model, human, *(f"{means[c]:.4f}" if c in means else "" for c in columns)])
+        every = [*columns, "psnr_original"]
         for name, s in zip(sets.names, scores, strict=True):
-            per_image.append([model, name, *(f"{s[c]:.6f}" if c in s else "" for c in columns)])
-        write_csv(args.out, ["model", "no_human_labels", *specs], table, protocol)
+            per_image.append([model, name, *(f"{s[c]:.6f}" if c in s else "" for c in every)])
+        write_csv(args.out, ["model", "no_human_labels", *columns], table, protocol)
         out = Path(args.out)
-        write_csv(out.with_name(f"{out.stem}_per_image.csv"), ["model", "image", *columns],
+        write_csv(out.with_name(f"{out.stem}_per_image.csv"), ["model", "image", *every],
                   per_image, protocol)
 
     # Gold standard: the best no-reference value among the GTs of each set, once for all models
@@ -324,11 +325,12 @@ def main(args: argparse.Namespace) -> None:
         add_row(model, scores)
 
     # The table, as the paper rounds it
-    shown = [["model", "no_human_labels", *specs]]
+    filled = [c for c in columns if c in metrics]
+    shown = [["model", "no_human_labels", *filled]]
     for row in table:
-        rounded = [f"{float(v):.{DECIMALS.get(c, 2)}f}" if v else "-"
-                   for c, v in zip(specs, row[2:], strict=True)]
-        shown.append([*row[:2], *rounded])
+        values = dict(zip(columns, row[2:], strict=True))
+        shown.append([*row[:2], *(f"{float(values[c]):.{DECIMALS.get(c, 2)}f}" if values[c] else "-"
+                                  for c in filled)])
     widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
     for row in shown:
         print("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]))
