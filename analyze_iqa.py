@@ -31,7 +31,7 @@ import numpy as np
 import torch
 
 from models.checkpoint import write_csv
-from models.distributed import finish, gather, init_distributed
+from models.distributed import finish, gather, init_distributed, main_first
 from models.hggt import load_sets
 from models.iqa import load_iqa
 from models.scores import Scores, score_images
@@ -328,7 +328,7 @@ def main(args: argparse.Namespace) -> None:
     pairs = {split: read_pairs(path, columns, images) for split, path in given.items() if path}
     members, labels = np.empty((0, 5), object), np.empty((0, 5), np.int8)
     if args.sets:
-        sets = load_sets(args.sets)
+        sets = main_first(lambda: load_sets(args.sets))
         if sets.labels is None:
             raise ValueError(f"{args.sets}: has no labels; Table 4 needs HGGT's layout")
         rows, root = np.flatnonzero((sets.labels == -1).any(1)), os.path.abspath(sets.root)

@@ -227,6 +227,8 @@ def main(args: argparse.Namespace) -> None:
                          "where PyTorch sees a GPU")
     device = torch.device(args.device if args.device != "auto" else "cuda" if gpu else "cpu")
 
+    torch.backends.cudnn.allow_tf32 = False  # it moves scores in the third digit
+
     # Inputs: everything is checked before the first image is made
     models, extras = split_pairs(args.models, "--models"), split_pairs(args.extra, "--extra")
     specs = {spec.partition("@")[0]: spec for spec in args.metrics}

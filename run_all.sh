@@ -38,12 +38,12 @@ sys.exit(any(missing(sys.argv[1])) or sys.version_info < (3, 10))'
       "$current" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
         refuse "$current is too old; Python 3.10 or newer is needed"
       echo "making .venv (once)" >&2
-      "$current" -m venv .venv
+      "$current" -m venv .venv || refuse "could not make .venv"
     fi
     current=$PWD/.venv/bin/python
     if ! "$current" -c "$check" "$1" 2>/dev/null; then
       echo "installing $1 into .venv (once; several GB with PyTorch's CUDA libraries)" >&2
-      "$current" -m pip install -q -r "$1" >&2
+      "$current" -m pip install -q -r "$1" >&2 || refuse "could not install $1 into .venv"
     fi
   fi
   echo "$current"
@@ -60,16 +60,16 @@ case ${1:-demo} in
   *) refuse "unknown command $1; see the head of this file" ;;
 esac
 case $net in
-  swinir) label=SwinIR setting=one_round ;;
+  swinir) label=SwinIR setting=light ;;
   rrdb) label=RealESRGAN setting=two_round ;;
   *) refuse "NET=$net; use swinir or rrdb" ;;
 esac
 [[ $seed =~ ^[0-9]+$ ]] || refuse "SEED=$seed is not a number"
 if [ "${1-}" = python ]; then
-  python_with "${2:-requirements.txt}"
+  python_with "${2:-requirements.txt}" || exit 2
   exit
 fi
-PYTHON=$(python_with requirements.txt)
+PYTHON=$(python_with requirements.txt) || exit 2
 
 # --------------------------------------------------------------------------- rows of Table 5
 
@@ -131,10 +131,10 @@ demo() {
   export OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= PYTHON label runs rows train two fine
   export -f row_field demo_row
 
-  train="--net ${net}_tiny --data $data/HGGT --iqa $q --tau 2 --patch-size 64 --seed $seed
+  train="--net ${net}_tiny --data $data/HGGT --iqa $q --patch-size 64 --seed $seed
     --perceptual laplacian --num-workers 0 --log-every 10 --sample-every 50"
   one="--lambda-p 0 --lambda-a 0 --steps 400 --lr 1e-3 --milestones 200 300 360 --ema-decay 0.95"
-  two="--steps 150 --lr 1e-3 --milestones 110 135 --ema-decay 0.95"
+  two="--steps 150 --lr 1e-3 --lr-d 4e-4 --milestones 110 135 --ema-decay 0.95"
   # lambda_q is in units of Q, 0 to 100, as the paper's 0.05 is in units of MUSIQ
   fine="--steps 60 --lr 2e-3 --milestones 45 --ema-decay 0.9 --lora-rank 8 --lambda-q 0.001"
 
@@ -144,8 +144,8 @@ demo() {
     "$PYTHON" -m demo.data --out "$data" --seed "$seed" --setting "$setting"
   echo "2/6 quality model Q, judge, and stage one (L1), side by side"
   demo_stage_one &
-  local stage_one=$!
-  trap 'kill $stage_one 2>/dev/null' EXIT
+  stage_one=$!
+  trap 'pkill -P $stage_one 2>/dev/null; kill $stage_one 2>/dev/null' EXIT
   demo_quality q
   demo_quality judge
   wait $stage_one
@@ -231,18 +231,33 @@ paper() {
   found=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')
   [ "$found" -ge "$gpus" ] ||
     { echo "run_all.sh: $found GPUs found, GPUS=$gpus asked for" >&2; wrong=1; }
+  [ $((32 % gpus + 48 % gpus)) = 0 ] ||
+    { echo "run_all.sh: GPUS=$gpus must divide the batch sizes 32 and 48" >&2; wrong=1; }
   [ "$wrong" = 0 ] || exit 2
-  "$PYTHON" -c "
+  "$PYTHON" - "$hggt" "$hggt/$lq" "$realsr" "$df2k" "$SWINIR_INIT" "$RRDB_INIT" <<'PY' || exit 2
 import sys
+from evaluate import check_pairs, find_realsr
 from models.hggt import load_sets
+from models.losses import VGG19Loss
+from train_sr import load_checked, parse_args
+hggt, lq, realsr, df2k, *inits = sys.argv[1:]
 try:
-    print(len(load_sets(sys.argv[1]).names), 'training sets')
-    print(len(load_sets(sys.argv[2]).names), 'test sets')
-    print(len(load_sets(sys.argv[3]).names), 'stage-one images')
+    print(len(load_sets(hggt).names), "training sets,", len(load_sets(df2k).names), "for stage one")
+    test = load_sets(f"{hggt}/Test/GT/Test-100")
+    problems = check_pairs(test, [f"{lq}/{name}.png" for name in test.names], False)
+    problems += check_pairs(*find_realsr(realsr), True)
+    if problems:
+        raise ValueError(problems[0])
+    for net, init in zip(("swinir", "rrdb"), inits):
+        load_checked(parse_args(["--net", net, "--init", init]))
+    VGG19Loss()
 except (ValueError, OSError) as error:
-    sys.exit(f'run_all.sh: {error}')" "$hggt" "$hggt/Test/GT/Test-100" "$df2k" || exit 2
-  "$PYTHON" -c 'from models.losses import VGG19Loss; VGG19Loss()' || exit 2
-  "$PYTHON" -m models.iqa prefetch musiq nima qalign topiq_nr lpips stlpips dists || exit 2
+    print(f"run_all.sh: {error}", file=sys.stderr)
+    sys.exit(1)
+PY
+  # shellcheck disable=SC2046
+  "$PYTHON" -m models.iqa prefetch lpips stlpips dists \
+    $("$PYTHON" -c 'import analyze_iqa; print(*analyze_iqa.METRICS)') || exit 2
 
   local launch=("$PYTHON" -m torch.distributed.run --standalone "--nproc_per_node=$gpus")
   "${launch[@]}" analyze_iqa.py --pairs "$sbs/train.csv" --pairs-test "$sbs/test.csv" \

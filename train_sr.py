@@ -38,7 +38,7 @@ from models.checkpoint import load_file, read_state, save_atomic, write_csv
 from models.degradations import degrade_patch, usm_sharpen
 from models.discriminator import UNetDiscriminatorSN
 from models.distributed import finish, gather, init_distributed, main_first
-from models.hggt import Draws, MultiGT, check_data, load_sets
+from models.hggt import Draws, MultiGT, check_data, check_patch_size, load_sets
 from models.iqa import load_iqa, min_side
 from models.losses import VGG19Loss, gan_loss_d, gan_loss_g, laplacian_loss
 from models.rrdb import RRDBNet
@@ -73,6 +73,7 @@ PRESETS["swinir_tiny"] = PRESETS["swinir"] | {
         SwinIR, embed_dim=24, depths=(2, 2), num_heads=(2, 2), num_feat=16,
         upsampler="nearest+conv",
     ),
+    "degradation": "light",
     "batch_size": 8,
     "disc_feat": 8,
 }
@@ -180,7 +181,7 @@ def load_discriminator(net_d: nn.Module, path: str) -> None:
         raise ValueError(f"{path}: holds no discriminator of this size for --init-d") from error
 
 
-def image_quality(args: argparse.Namespace, sets: MultiGT) -> np.ndarray:
+def image_quality(args: argparse.Namespace, sets: MultiGT, iqa: nn.Module) -> np.ndarray:
     """Quality of every whole ground truth, (n, K), for sma and smp (paper Sec. 4.2).
 
     Scored once, shared among the ranks, and kept in <data>/.scores (or in the run folder, where the
@@ -189,8 +190,7 @@ def image_quality(args: argparse.Namespace, sets: MultiGT) -> np.ndarray:
     home = sets.root if os.access(sets.root, os.W_OK) else args.out
     keys = np.array([[os.path.relpath(p, sets.root) for p in row] for row in sets.paths], object)
     images = dict(zip(keys.flat, (p for row in sets.paths for p in row), strict=True))
-    build = functools.partial(load_iqa, args.iqa, args.device)
-    scores = score_images(args.iqa, build, images, Path(home) / ".scores", args.device, 8,
+    scores = score_images(args.iqa, lambda: iqa, images, Path(home) / ".scores", args.device, 8,
                           args.rank, args.world, gather)
     quality = scores.of(keys) if scores else np.full(keys.shape, np.nan)
     if np.isnan(quality).any():
@@ -227,25 +227,16 @@ def fit(args: argparse.Namespace, net_g: nn.Module, reward: nn.Module | None = N
     if args.sampler in ("upos", "smp") and sets.labels is None:
         raise ValueError(f"{args.data}: --sampler {args.sampler} needs labels/<range>/A,B,C; "
                          "use origs_only, rand, sma or amo without them")
+    check_patch_size(sets, args.patch_size)
+    shape = (len(sets.names), len(sets.paths[0]))
+    stage_one = args.lambda_p == 0 and args.lambda_a == 0 and reward is None
     iqa = quality = None
     if args.sampler in ("sma", "smp", "amo"):
         side = args.patch_size if args.sampler == "amo" else int(sets.sizes.min())
         if side < min_side(args.iqa):
             raise ValueError(f"--iqa {args.iqa}: needs images of {min_side(args.iqa)} px, "
                              f"these are {side}")
-        if args.sampler == "amo":
-            iqa = load_iqa(args.iqa, device)
-        else:
-            quality = image_quality(args, sets)
-    shape = (len(sets.names), len(sets.paths[0]))
-    weights = sampling_weights(args.sampler, sets.labels, quality, args.tau, shape)
-    stage_one = args.lambda_p == 0 and args.lambda_a == 0 and reward is None
-    draws = Draws(
-        sets, weights, args.patch_size, args.seed,
-        functools.partial(degrade_patch, setting=preset["degradation"]),
-        # Real-ESRNet trains on USM-sharpened GT; stage two does not (HGGT).
-        prepare=usm_sharpen if stage_one and preset["degradation"] == "two_round" else None,
-    )
+        iqa = load_iqa(args.iqa, device)
 
     # Networks, losses, optimisers
     net_g.to(device, memory_format=torch.channels_last).train()  # up to twice as fast, CPU too
@@ -269,7 +260,7 @@ def fit(args: argparse.Namespace, net_g: nn.Module, reward: nn.Module | None = N
     out.mkdir(parents=True, exist_ok=True)
     settings = {k: v for k, v in sorted(vars(args).items())
                 if k not in ("device", "rank", "world", "out", "steps", "num_workers", "save_every",
-                             "sample_every", "data", "check_data")}
+                             "sample_every", "check_data")}
     meter = torch.zeros(1 + len(LOSSES) + shape[1], dtype=torch.float64, device=device)
     done, last, log = 0, out / "last.pt", []
     if last.is_file():
@@ -297,6 +288,17 @@ def fit(args: argparse.Namespace, net_g: nn.Module, reward: nn.Module | None = N
             log = [row for row in csv.reader(lines[1:]) if len(row) == len(header)
                    and int(row[0]) <= done and int(row[0]) % args.log_every == 0]
         write_csv(out / "log.csv", header, log)  # drops rows after the checkpoint
+
+    # The samples: which set, patch, flip, degradation and GT is a function of (seed, draw)
+    if args.sampler in ("sma", "smp"):
+        quality = image_quality(args, sets, iqa)
+    weights = sampling_weights(args.sampler, sets.labels, quality, args.tau, shape)
+    draws = Draws(
+        sets, weights, args.patch_size, args.seed,
+        functools.partial(degrade_patch, setting=preset["degradation"]),
+        # Real-ESRNet trains on USM-sharpened GT; stage two does not (HGGT).
+        prepare=usm_sharpen if stage_one and preset["degradation"] == "two_round" else None,
+    )
 
     # Wrapped networks for the gradient steps, the bare ones for everything else. The buffers
     # (masks, spectral norm's vectors) evolve identically on every rank and need no broadcast.
@@ -432,13 +434,18 @@ def complete_settings(args: argparse.Namespace) -> None:
         "milestones": milestones,
         "out": f"runs/{args.net}-{'stage1' if stage_one else args.sampler}"
         + (f"-seed{args.seed}" if args.seed else ""),
-        "bf16": args.device.type == "cuda" and torch.cuda.is_bf16_supported(),
+        "bf16": args.device.type == "cuda" and torch.cuda.get_device_capability() >= (8, 0),
     }
     for name, value in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     if args.lr_d is None:
         args.lr_d = args.lr
+    for name in ("tau", "steps", "batch_size", "patch_size", "log_every", "save_every"):
+        if getattr(args, name) <= 0:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be positive")
+    if args.patch_size % 8:
+        raise ValueError(f"--patch-size {args.patch_size}: must be a multiple of 8")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

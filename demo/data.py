@@ -38,7 +38,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import gaussian_filter
 from tqdm import tqdm
 
-from models.degradations import apply_degradation, draw_degradation
+from models.degradations import SETTINGS, apply_degradation, draw_degradation
 
 SIZE = 192  # side of every GT, pixels
 MODELS = ("original", "01", "02", "03", "04")
@@ -456,7 +456,7 @@ def write_demo(
 ) -> None:
     """Writes everything under `out`, which appears only when complete.
 
-    setting: "one_round" or "two_round" (models/degradations.py), for the test and val LQ.
+    setting: of models/degradations.py, for the test and val LQ.
     limit: only the first so many sets of each split, for tests.
     Does nothing when `out` holds just this already; ValueError when it holds something else.
     """
@@ -504,7 +504,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything")
     parser.add_argument(
-        "--setting", choices=["one_round", "two_round"], default="one_round",
+        "--setting", choices=list(SETTINGS), default="one_round",
         help="degradation of the test LQ: one_round for SwinIR, two_round for RRDB",
     )  # fmt: skip
     return parser.parse_args(argv)

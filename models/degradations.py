@@ -50,6 +50,15 @@ SETTINGS = {
             "jpeg": [87, 95],
         },
     ],
+    # ASSUMED: not HGGT's. The demo's, for SwinIR: what 150 steps of a tiny net can learn to undo.
+    "light": [
+        {
+            "blur": {"prob": 1.0, "sizes": [3, 5, 7], "sigma": [0.1, 0.6]},
+            "resize": {"up": 0.05, "down": 0.05, "keep": 0.9, "range": [0.95, 1.05]},
+            "noise": {"gaussian": 1.0, "sigma": [0.5, 2], "scale": [0, 0.1], "grey": 0.2},
+            "jpeg": [92, 98],
+        },
+    ],
 }
 # End of "two_round": the last resize and, seldom, a sinc filter, after the last JPEG or before it.
 FINAL = {"jpeg_first": 0.5, "sinc": 0.1, "sizes": [3, 5]}
@@ -70,7 +79,7 @@ POISSON_DRAWS = 4096
 # Inside a JPEG block pixels affect each other only through the rounding of coefficients, so one
 # block of the second round is enough. What is left, at factor 1 and without noise: no LQ pixel of
 # one_round differs from the full image's, 0.1 % of two_round do.
-MARGIN = {"one_round": 32, "two_round": 64}
+MARGIN = {"one_round": 32, "two_round": 64, "light": 32}
 # A JPEG grid has to cut the patch where it does in the full image; else its phase, there as random
 # as the patch's place, would be fixed by the margin. Blocks are 8 pixels, 16 in colour (4:2:0), at
 # about LQ size in the second round: regions start at a multiple of 16 LQ pixels.

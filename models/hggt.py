@@ -205,6 +205,11 @@ def _scan(images: Path, problems: list[str]) -> Iterator[tuple[str, list[str], t
     names = sorted(f[:-4] for f in files[original] if f.endswith(".png") and f[0] != ".")
     if not names:
         problems.append(f"{original}: no PNG images")
+    known = set(names)
+    for folder in others:
+        for file in sorted(f for f in files[folder] if f.endswith(".png") and f[0] != "."):
+            if not {file[:-4], file[:-4].removesuffix(f"_{folder.name}")} & known:
+                problems.append(f"{folder / file}: has no original in {original}")
     for name in tqdm(names, desc=f"index {images.name}", unit="set", delay=2, leave=False):
         found = len(problems)
         paths = [str(original / f"{name}.png")]
@@ -337,6 +342,17 @@ def check_data(root: str | Path) -> list[str]:
 # ---------------------------------------------------------------------------------- draws
 
 
+def check_patch_size(sets: MultiGT, patch_size: int, scale: int = 4) -> None:
+    """Raise ValueError if a GT is smaller than the patch, or the patch no multiple of scale."""
+    if patch_size % scale:
+        raise ValueError(f"--patch-size {patch_size}: must be a multiple of {scale}")
+    too_small = np.flatnonzero((sets.sizes < patch_size).any(1))
+    if len(too_small):
+        height, width = sets.sizes[too_small[0]]
+        raise ValueError(f"{sets.paths[too_small[0]][0]}: {width}x{height} is smaller than "
+                         f"--patch-size {patch_size} ({len(too_small)} such sets)")
+
+
 class Draws(torch.utils.data.Dataset):
     """Training samples addressed by their draw number: sample = f(seed, draw), and nothing else.
 
@@ -362,13 +378,7 @@ class Draws(torch.utils.data.Dataset):
         scale: int = 4,
         prepare: Callable[[np.ndarray], np.ndarray] | None = None,
     ):
-        if patch_size % scale:
-            raise ValueError(f"--patch-size {patch_size}: must be a multiple of {scale}")
-        too_small = np.flatnonzero((sets.sizes < patch_size).any(1))
-        if len(too_small):
-            height, width = sets.sizes[too_small[0]]
-            raise ValueError(f"{sets.paths[too_small[0]][0]}: {width}x{height} is smaller than "
-                             f"--patch-size {patch_size} ({len(too_small)} such sets)")
+        check_patch_size(sets, patch_size, scale)
         self.sets, self.weights, self.patch_size = sets, weights, patch_size
         self.seed, self.degrade, self.scale, self.prepare = seed, degrade, scale, prepare
         self.eligible = np.arange(len(sets.names))

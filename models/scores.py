@@ -60,7 +60,9 @@ def read_scores(folder: Path, stem: str) -> dict[tuple[str, int], tuple[float, f
 def read_or_error(path: str) -> np.ndarray | Exception:
     try:
         with Image.open(path) as image:
-            return np.asarray(image.convert("RGB") if image.mode != "RGB" else image)
+            if image.mode != "RGB":
+                return ValueError(f"mode {image.mode}; convert it to 8-bit RGB")
+            return np.asarray(image)
     except (ValueError, OSError, SyntaxError) as error:  # Pillow: SyntaxError for broken PNGs
         return ValueError(f"unreadable image ({error})")
 

@@ -183,7 +183,7 @@ def test_the_tables_of_a_whole_run(data, tmp_path):
 
     comments, rows = read(out.with_name("table5_per_image.csv"))
     # Table 5's nine columns are always there, also those that were not asked for
-    nine = "psnr ssim lpips lpips_st dists musiq nima qalign topiq".split()
+    nine = ["psnr", "ssim", "lpips", "lpips_st", "dists", "musiq", "nima", "qalign", "topiq"]
     assert list(rows[0]) == ["model", "image", *nine, "q", "psnr_original"]
     assert [(r["model"], r["image"]) for r in rows] == [
         (m, n) for m in ("Gold Standard", "SwinIR-AMO", "RealESRGAN-UPos") for n in names]

@@ -72,6 +72,11 @@ def damage_missing_member(images, labels):
     return "img01_03.png: missing member"
 
 
+def damage_missing_original(images, labels):
+    (images / "original" / "img01.png").unlink()
+    return "img01_01.png: has no original in"
+
+
 def damage_size(images, labels):
     Image.new("RGB", (48, 64)).save(images / "02" / "img00_02.png")
     return "48x64, its original is 64x64"
@@ -115,8 +120,8 @@ def damage_folder(images, labels):
 
 @pytest.mark.parametrize(
     "damage",
-    [damage_missing_member, damage_size, damage_truncated, damage_not_png, damage_grey,
-     damage_json, damage_label, damage_annotator, damage_folder],
+    [damage_missing_member, damage_missing_original, damage_size, damage_truncated,
+     damage_not_png, damage_grey, damage_json, damage_label, damage_annotator, damage_folder],
 )
 def test_bad_data_is_named(tmp_path, damage):
     make_hggt(tmp_path, n=2)

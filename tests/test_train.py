@@ -197,14 +197,13 @@ def test_every_sampler_trains(base, sampler):
         assert len(read_log(cache)) == 4 * 5
 
 
-def test_quality_is_scored_once(base, monkeypatch):
+def test_quality_is_scored_once(base):
     args = train_sr.parse_args(["--iqa", "test_train:sharpness", "--out", str(base / "q")])
     args.rank, args.world, args.device = 0, 1, torch.device("cpu")
     sets = train_sr.load_sets(base / "HGGT")
-    first = train_sr.image_quality(args, sets)
+    first = train_sr.image_quality(args, sets, sharpness())
     assert first.shape == (4, 5) and (np.diff(first, axis=1) > 0).all()  # contrast grows
-    monkeypatch.setattr(train_sr, "load_iqa", lambda *a, **k: 1 / 0)
-    assert (train_sr.image_quality(args, sets) == first).all()
+    assert (train_sr.image_quality(args, sets, None) == first).all()  # from the cache
 
 
 def test_rrdb_stage_two_and_fine_tuning(base):
@@ -269,6 +268,10 @@ STAGE2 = ("--sampler", "amo", "--init", "stage1/net_g_ema.pt", "--out", "bad")
     ("message", "flags"),
     [
         ("absent: no such folder", ("--data", "absent")),
+        ("--tau 0.0: must be positive", ("--tau", 0)),
+        ("--patch-size 36: must be a multiple of 8", ("--patch-size", 36)),
+        ("last.pt: was trained with --data HGGT, not HGGT/Train/images/0-4",
+         ("--data", "HGGT/Train/images/0-4", "--out", "amo")),
         ("64x64 is smaller than --patch-size 128", ("--patch-size", 128)),
         ("no_such_metric", ("--iqa", "no_such_metric")),
         ("absent.pt: no such file", ("--init", "absent.pt")),
