@@ -221,11 +221,7 @@ def refuse(problems: list[str], shown: int = 20) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    gpu = torch.cuda.is_available()
-    if args.device not in ("auto", "cpu") and not (gpu and args.device.startswith("cuda")):
-        raise ValueError(f"--device {args.device}: no such device here; use auto, cpu, or cuda:N "
-                         "where PyTorch sees a GPU")
-    device = torch.device(args.device if args.device != "auto" else "cuda" if gpu else "cpu")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     torch.backends.cudnn.allow_tf32 = False  # it moves scores in the third digit
 
@@ -373,7 +369,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--require-all", action="store_true",
         help="fail where a metric's weights cannot be had, instead of leaving its column empty")
     add("--save-sr", metavar="DIR", help="save the SR images as DIR/<model>/<NAME>.png")
-    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     args = parser.parse_args(argv)
     if bool(args.realsr) == bool(args.gt) or bool(args.gt) != bool(args.lq):
         parser.error("give --gt with --lq, or --realsr alone")

@@ -10,7 +10,7 @@
     ... --full                                     # naive: all weights (Fig. 3, 5), adversarial
 
 In:  --init, a network trained by train_sr.py (or a public one); --data as there.
-Out: --out (default runs/<net>-<sampler>+FT) with lora.pt (the adapters), net_g_ema.pt (merged: a
+Out: --out (default runs/<net>-<sampler>+FT...) with lora.pt (the adapters), net_g_ema.pt (merged: a
      plain network again, no extra cost), last.pt, log.csv, samples/*.png. Resumes by itself.
 """
 
@@ -24,7 +24,7 @@ import torch
 
 import train_sr
 from models.checkpoint import save_atomic
-from models.distributed import finish
+from models.distributed import finish, main_first
 from models.iqa import load_iqa, min_side
 from models.lora import add_lora, lora_state, merge_lora
 
@@ -42,7 +42,13 @@ def main(args: argparse.Namespace) -> None:
         args.milestones = preset["halve"]
     args.lr = preset["lr"] if args.lr is None else args.lr
     args.lora_rank = None if args.full else args.lora_rank or preset["rank"]
-    args.out = args.out or f"runs/{args.net}-{args.sampler}+FT{'_full' if args.full else ''}"
+    if args.out is None:  # every variant has its own folder
+        weights = (("Q", args.lambda_q, 0.05), ("A", args.lambda_a, 0.0), ("P", args.lambda_p, 1.0))
+        variant = "_full" if args.full else ""
+        variant += "".join(f"_{key}{value:g}" for key, value, usual in weights if value != usual)
+        variant += f"_{args.iqa.partition('@')[0].replace(':', '.')}" * (args.iqa != "musiq")
+        variant += f"-seed{args.seed}" * (args.seed > 0)
+        args.out = f"runs/{args.net}-{args.sampler}+FT{variant}"
     train_sr.complete_settings(args)
 
     # The base network, adapted; Q as the reward
@@ -54,7 +60,7 @@ def main(args: argparse.Namespace) -> None:
     if args.lambda_q:
         if args.patch_size < min_side(args.iqa):
             raise ValueError(f"--iqa {args.iqa}: needs --patch-size {min_side(args.iqa)} or more")
-        reward = load_iqa(args.iqa, args.device, differentiable=True)
+        reward = main_first(lambda: load_iqa(args.iqa, args.device, differentiable=True))
 
     net_ema = train_sr.fit(args, net_g, reward)
 

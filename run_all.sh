@@ -260,6 +260,7 @@ PY
     $("$PYTHON" -c 'import analyze_iqa; print(*analyze_iqa.METRICS)') || exit 2
 
   local launch=("$PYTHON" -m torch.distributed.run --standalone "--nproc_per_node=$gpus")
+  echo "training both networks; 23 h and 32 h on four A100 in the paper, per sampler"
   "${launch[@]}" analyze_iqa.py --pairs "$sbs/train.csv" --pairs-test "$sbs/test.csv" \
     --sets "$hggt" --out results/paper
   local models=()
@@ -267,13 +268,13 @@ PY
     label=SwinIR init=${SWINIR_INIT-}
     [ $net = rrdb ] && label=RealESRGAN init=${RRDB_INIT-}
     "${launch[@]}" train_sr.py --net $net --data "$df2k" --lambda-p 0 --lambda-a 0 \
-      --init "$init" --out "runs/$label-stage1"
+      --seed "$seed" --init "$init" --out "runs/$label-stage1"
     while IFS='|' read -r name script init flags; do
       name=${name// /} script=${script// /} init=${init// /}
       case $name in "" | *_Q0 | *_full) continue ;; esac # rows of the demo alone
       # shellcheck disable=SC2086
       "${launch[@]}" "$script" --net $net --data "$hggt" --init "runs/$label-$init/net_g_ema.pt" \
-        --out "runs/$label-$name" $flags </dev/null
+        --seed "$seed" --out "runs/$label-$name" $flags </dev/null
       models+=("$label-$name=runs/$label-$name/net_g_ema.pt")
     done <<<"$rows"
   done

@@ -236,7 +236,7 @@ def fit(args: argparse.Namespace, net_g: nn.Module, reward: nn.Module | None = N
         if side < min_side(args.iqa):
             raise ValueError(f"--iqa {args.iqa}: needs images of {min_side(args.iqa)} px, "
                              f"these are {side}")
-        iqa = load_iqa(args.iqa, device)
+        iqa = main_first(lambda: load_iqa(args.iqa, device))  # rank 0 may download its weights
 
     # Networks, losses, optimisers
     net_g.to(device, memory_format=torch.channels_last).train()  # up to twice as fast, CPU too
@@ -253,7 +253,7 @@ def fit(args: argparse.Namespace, net_g: nn.Module, reward: nn.Module | None = N
         optim_d = torch.optim.Adam(net_d.parameters(), lr=args.lr_d, betas=(0.9, 0.99))
     percep = laplacian_loss
     if args.perceptual == "vgg19" and args.lambda_p > 0:
-        percep = VGG19Loss().to(device)
+        percep = main_first(VGG19Loss).to(device)
     bf16 = torch.autocast(device.type, torch.bfloat16, enabled=args.bf16)  # fp16 overflows SwinIR
 
     # Resume: all state is in last.pt, written atomically
@@ -420,7 +420,7 @@ def complete_settings(args: argparse.Namespace) -> None:
     """Fill in what depends on the net, the stage and the machine."""
     preset = PRESETS[args.net]
     args.rank, args.world, args.device = init_distributed()
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.allow_tf32 = False  # it moves scores of Q; the networks run in bf16
     stage_one = args.lambda_p == 0 and args.lambda_a == 0 and not args.lambda_q
     if stage_one:
         # PAPER: PSNR-pretrained initialisation (HGGT): L1 only, lr 2e-4

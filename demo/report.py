@@ -118,18 +118,19 @@ def load(path: Path) -> np.ndarray:
 
 
 def crops_figure(
-    per_image: list[dict], label: str, data: Path, sr: Path, path: Path, size: int = 72
+    per_image: list[dict], label: str, data: Path, sr: Path, path: Path, size: int = 56
 ) -> None:
     """SR crops, a row per test image and a column per model, with each image's Q inset."""
     gt_dir = data / "HGGT/Test/GT/Test-100/images/original"
     lq_dir = data / "HGGT/Test/Blind_Degradation_Benchmark_LQ/Test-100/Blind_LR"
     scores = {(r["model"], r["image"]): float(r["q"]) for r in per_image if r["q"]}
-    rows = ["OrigsOnly", "UPos", "AMO", "AMO+FT", "AMO+FT_full"]
+    rows = list(dict.fromkeys(r["model"].split("-", 1)[1] for r in per_image))
     images = sorted(p.stem for p in gt_dir.glob("*.png"))
-    images = [n for n in images if not any(c in n for c in ("leaves", "mixed", "letters"))][:5]
+    images = [n for n in images if not any(c in n for c in ("leaves", "mixed", "letters"))]
+    images = images[:: max(1, len(images) // 4)][:4]
     titles = ["LQ", "original", *rows]
     fig, axes = plt.subplots(len(images), len(titles),
-                             figsize=(1.5 * len(titles), 1.55 * len(images)), squeeze=False)
+                             figsize=(1.3 * len(titles), 1.37 * len(images)), squeeze=False)
     for name, line in zip(images, axes, strict=True):
         original = load(gt_dir / f"{name}.png")
         height, width = original.shape[:2]
@@ -147,7 +148,7 @@ def crops_figure(
             score = scores.get((f"{label}-{title}", name))
             if score is not None:
                 ax.text(0.97, 0.04, f"Q {score:.1f}", transform=ax.transAxes, ha="right",
-                        fontsize=8, color="white",
+                        fontsize=9, color="white",
                         bbox={"facecolor": "black", "alpha": 0.65, "pad": 1.5, "lw": 0})
             if line is axes[0]:
                 ax.set_title(title, fontsize=9)
@@ -188,8 +189,8 @@ def report(results: Path, sr: Path, data: Path) -> None:
     crops_figure(per_image, label, data, sr, results / "crops.png")
     tradeoff_figure(means, label, results / "tradeoff.png")
 
-    print("\nFine-tuning, change against its base; structured noise before and after "
-          "(higher is worse)")
+    print("\nFine-tuning, change against its base, and structured noise before and after. The rows "
+          "differ\nin learning rate and in what Q gained: their noise is not compared at equal Q")
     header = ["row", "d_q", "d_judge", "d_psnr", "noise_base", "noise_tuned"]
     rows = finetuning(means, label, sr, data / "pristine/test")
     write_csv(results / "finetuning.csv", header, rows)

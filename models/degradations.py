@@ -85,7 +85,6 @@ MARGIN = {"one_round": 32, "two_round": 64, "light": 32}
 # about LQ size in the second round: regions start at a multiple of 16 LQ pixels.
 JPEG_BLOCK = 16
 USM_TAPS = 51  # BasicSR's radius of 50, made odd
-USM_MARGIN = 52  # GT pixels that usm_sharpen needs on each side: two blurs of 25, on the grid of 4
 
 
 def draw_degradation(rng: np.random.Generator, setting: str) -> dict:
@@ -158,12 +157,12 @@ def _one_of(rng: np.random.Generator, options: list):
 
 def crop_with_margin(
     height: int, width: int, top: int, left: int, patch_size: int, setting: str,
-    scale: int = 4, extra: int = 0,
+    scale: int = 4,
 ) -> tuple[int, int, int, int]:
     """The part (y0, y1, x0, x1) of a GT image to degrade in order to get one LQ patch out of it.
 
     All in GT pixels. height, width: of the image; top, left, patch_size: of the patch, multiples of
-    scale, as is the result; extra: more margin, USM_MARGIN if gt[y0:y1, x0:x1] is sharpened first.
+    scale, as is the result.
     The LQ patch begins at row (top - y0) // scale, column (left - x0) // scale of the degraded part
     and is distributed as if cut out of the degraded full image: the margin covers the steps' reach,
     y0 and x0 lie on the full image's JPEG grid, and the image's own borders are borders there too.
@@ -175,7 +174,7 @@ def crop_with_margin(
         if start < 0 or stop > size or start % scale or patch_size % scale:
             where = f"{patch_size} GT pixels at {start} of {size}"
             raise ValueError(f"patch of {where}: it must lie inside, on multiples of {scale}")
-        grid, margin = JPEG_BLOCK * scale, MARGIN[setting] + extra
+        grid, margin = JPEG_BLOCK * scale, MARGIN[setting]
         bounds += [max(0, start - margin) // grid * grid]
         bounds += [min(size, stop + margin) // scale * scale]
     return tuple(bounds)

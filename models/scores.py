@@ -131,9 +131,16 @@ def score_images(
     gather()  # all have read before one writes, so all see the same images missing
     missing = sorted(files.keys() - known.keys())
     error, failures, n_scored = None, [], 0
-    if mine := {i: files[i] for i in missing[rank::world]}:
+    mine, net = {i: files[i] for i in missing[rank::world]}, None
+    for turn in (rank == 0, rank > 0):  # rank 0 first: it may download the weights
+        if turn and mine:
+            try:
+                net = build()
+            except Exception as e:  # no weights: the other metrics go on
+                error = one_line(e)
+        gather()
+    if net is not None:
         try:
-            net = build()
             file = folder / f"{stem}{f'.rank{rank}' if rank else ''}.csv"
             end = file.read_bytes()[-1:] if file.is_file() else b""
             with open(file, "a", newline="", encoding="utf-8") as log, \
@@ -153,7 +160,7 @@ def score_images(
                     bar.update(len(batch))
                     if len(failures) >= 8 * batch_size and not known and not n_scored:
                         break  # it is the metric, not its images
-        except Exception as e:  # no weights, no memory: the other metrics go on
+        except Exception as e:  # no memory, a full disk
             error = one_line(e)
     if missing:
         reports = gather((error, *failures[:1]))

@@ -11,7 +11,6 @@ from scipy import ndimage, stats
 
 from models import degradations
 from models.degradations import (
-    USM_MARGIN,
     apply_degradation,
     blur_kernel,
     crop_with_margin,
@@ -511,9 +510,6 @@ def test_region_contains_the_margin_on_the_jpeg_grid(setting, margin):
             assert first % 64 == 0 and stop % 4 == 0 and first >= 0 and stop <= side
             assert (start - margin - first) in range(64) or (first == 0 and start < margin)
             assert stop == min(start + size + margin, side // 4 * 4)
-        extra = crop_with_margin(height, width, top, left, size, setting, extra=USM_MARGIN)
-        assert extra[0] <= y0 and extra[1] >= y1
-        assert extra[0] == 0 or top - extra[0] >= margin + USM_MARGIN
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -554,8 +550,8 @@ def test_usm_on_a_step_edge():
 
 
 def test_usm_of_a_region_with_its_margin(photo):
-    part = usm_sharpen(photo[96:300, 48:260])[USM_MARGIN:-USM_MARGIN, USM_MARGIN:-USM_MARGIN]
-    full = usm_sharpen(photo)[96:300, 48:260][USM_MARGIN:-USM_MARGIN, USM_MARGIN:-USM_MARGIN]
+    part = usm_sharpen(photo[96:300, 48:260])[52:-52, 52:-52]
+    full = usm_sharpen(photo)[96:300, 48:260][52:-52, 52:-52]
     assert np.abs(part.astype(int) - full).max() <= 1 and (part == full).mean() > 0.999
     assert full.dtype == np.uint8 and not np.array_equal(full, photo[148:248, 100:208])
 

@@ -131,7 +131,7 @@ def data(tmp_path_factory):
 def arguments(root: Path, out: Path, *more: str) -> list[str]:
     return ["--models", f"SwinIR-AMO={root / 'SwinIR-AMO.pt'}",
             f"RealESRGAN-UPos={root / 'RealESRGAN-UPos.pt'}", "--gt", str(root / "gt"),
-            "--lq", str(root / "lq"), "--out", str(out), "--device", "cpu", *more]  # fmt: skip
+            "--lq", str(root / "lq"), "--out", str(out), *more]  # fmt: skip
 
 
 def run(root: Path, *args: str) -> subprocess.CompletedProcess:
@@ -279,7 +279,6 @@ def test_perceptual_distance_crops_the_border(tmp_path):
     (("--models", "{root}/SwinIR-AMO.pt"), "write NAME=VALUE"),
     (("--metrics", "psnr", "musik"), "did you mean musiq"),
     (("--metrics", "psnr", "liqe"), "metric liqe: needs GTs of 224 px, the smallest has 64"),
-    (("--device", "tpu"), "--device tpu: no such device"),
     (("--metrics", "psnr", "--extra", "psnr=niqe"), "psnr: is a column already"),
     (("--lq", "{root}/gt"), "img00.png: no such LQ image"),
     (("--gt", "{root}/nothing"), "nothing: no such folder"),
@@ -320,7 +319,7 @@ def test_realsr_v3_pairs(data, tmp_path):
         Image.fromarray(hr[::4, ::4]).save(train / f"{camera}_002_LR4.png")
         expected.append(f"{camera}/Test/4/{camera}_001")
     args = ["--models", f"SwinIR-AMO={root / 'SwinIR-AMO.pt'}", "--realsr",
-            str(tmp_path / "RealSR(V3)"), "--out", str(tmp_path / "t8.csv"), "--device", "cpu",
+            str(tmp_path / "RealSR(V3)"), "--out", str(tmp_path / "t8.csv"),
             "--metrics", "psnr", "ssim", "piqe", "--save-sr", str(tmp_path / "sr")]  # fmt: skip
     main(*args)
     rows = read(tmp_path / "t8.csv")[1]
