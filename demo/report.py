@@ -131,7 +131,7 @@ def crops_figure(
     titles = ["LQ", "original", *rows]
     fig, axes = plt.subplots(len(images), len(titles),
                              figsize=(1.3 * len(titles), 1.37 * len(images)), squeeze=False)
-    for name, line in zip(images, axes, strict=True):
+    for row, (name, line) in enumerate(zip(images, axes, strict=True)):
         original = load(gt_dir / f"{name}.png")
         height, width = original.shape[:2]
         detail = np.abs(np.diff(original.astype(float).mean(2), axis=1))
@@ -150,25 +150,26 @@ def crops_figure(
                 ax.text(0.97, 0.04, f"Q {score:.1f}", transform=ax.transAxes, ha="right",
                         fontsize=9, color="white",
                         bbox={"facecolor": "black", "alpha": 0.65, "pad": 1.5, "lw": 0})
-            if line is axes[0]:
+            if row == 0:
                 ax.set_title(title, fontsize=9)
-    fig.subplots_adjust(left=0.005, right=0.995, top=0.95, bottom=0.005, wspace=0.03, hspace=0.03)
+    fig.subplots_adjust(left=0.005, right=0.995, top=0.94, bottom=0.005, wspace=0.03, hspace=0.03)
     fig.savefig(path, dpi=110)
     plt.close(fig)
 
 
 def tradeoff_figure(means: dict[str, dict[str, float]], label: str, path: Path) -> None:
     """Q against PSNR, to the original and to the positives: one point per row."""
-    fig, axes = plt.subplots(1, 2, figsize=(10, 4.2), sharey=True)
+    fig, axes = plt.subplots(1, 2, figsize=(10, 5.2), sharey=True)
     panels = (("psnr_original", "PSNR to the original (dB)"),
               ("psnr", "PSNR to the positives (dB)"))
     for ax, (column, title) in zip(axes, panels, strict=True):
-        for row, values in means.items():
-            tuned = "+FT" in row
+        for i, (row, values) in enumerate(sorted(means.items(), key=lambda m: m[1]["q"])):
+            tuned, left = "+FT" in row, i % 2 == 0  # names to alternating sides, as points crowd
             ax.scatter(values[column], values["q"], s=34, zorder=3,
                        marker="^" if tuned else "o", color="tab:orange" if tuned else "tab:blue")
-            ax.annotate(row, (values[column], values["q"]), fontsize=8,
-                        xytext=(5, 3), textcoords="offset points")
+            ax.annotate(row, (values[column], values["q"]), fontsize=8, va="center",
+                        ha="right" if left else "left", xytext=(-7 if left else 7, 0),
+                        textcoords="offset points")
         chain = [(means[r][column], means[r]["q"]) for r in CHAIN]
         ax.plot(*zip(*chain, strict=True), color="tab:blue", lw=0.8, alpha=0.5)
         ax.set_xlabel(title)
