@@ -134,7 +134,7 @@ demo() {
   train="--net ${net}_tiny --data $data/HGGT --iqa $q --patch-size 64 --seed $seed
     --perceptual laplacian --num-workers 0 --log-every 10 --sample-every 50"
   one="--lambda-p 0 --lambda-a 0 --steps 400 --lr 1e-3 --milestones 200 300 360 --ema-decay 0.95"
-  two="--steps 150 --lr 1e-3 --lr-d 4e-4 --milestones 110 135 --ema-decay 0.95"
+  two="--steps 200 --lr 1e-3 --lr-d 4e-4 --milestones 120 160 180 --ema-decay 0.98"
   # lambda_q is in units of Q, 0 to 100, as the paper's 0.05 is in units of MUSIQ
   fine="--steps 60 --lr 2e-3 --milestones 45 --ema-decay 0.9 --lora-rank 8 --lambda-q 0.001"
 
