@@ -126,8 +126,8 @@ def crops_figure(
     scores = {(r["model"], r["image"]): float(r["q"]) for r in per_image if r["q"]}
     rows = list(dict.fromkeys(r["model"].split("-", 1)[1] for r in per_image))
     images = sorted(p.stem for p in gt_dir.glob("*.png"))
-    images = [n for n in images if not any(c in n for c in ("leaves", "mixed", "letters"))]
-    images = images[:: max(1, len(images) // 4)][:4]
+    photos = {n.rstrip("0123456789"): n for n in images[::-1]}  # one image of each
+    images = [n for k, n in sorted(photos.items()) if k not in ("leaves", "mixed", "letters")][:5]
     titles = ["LQ", "original", *rows]
     fig, axes = plt.subplots(len(images), len(titles),
                              figsize=(1.3 * len(titles), 1.37 * len(images)), squeeze=False)
