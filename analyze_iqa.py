@@ -11,8 +11,9 @@ In:  --pairs, --pairs-test: CSV manifests image1,image2,score[,model1,model2]; p
 Out: --out (default results/analysis) with table6.csv and table1.csv (phase I: a few pairs of every
      two models compared), table2.csv and table3.csv (phase II: all pairs, the best seven metrics),
      table4.csv (HGGT, with Sec. 7.1's percentages), the paper's columns first and the protocol in
-     lines with #; and scores/<metric>.csv, one row per image, so that an interrupted run goes on
-     where it stopped. After a change to the code of one's own metric, delete its file there.
+     lines with #; figure2.csv, the pairs of Fig. 2; and scores/<metric>.csv, one row per image, so
+     that an interrupted run goes on where it stopped. After a change to the code of one's own
+     metric, delete its file there.
 """
 
 import argparse
@@ -169,6 +170,21 @@ def set_columns(quality: np.ndarray, labels: np.ndarray, n_sets: int) -> dict[st
         "sets": len(q), "failures": len(quality) - len(q), "negative_percent": share,
         "negative_highest_percent": among, "overall_percent": share * among / 100,
     }
+
+
+def separated_positives(quality: np.ndarray, labels: np.ndarray) -> list[tuple[int, int, int]]:
+    """Two ground truths that people call equally positive but a metric tells apart (Fig. 2).
+
+    quality: (n, K) up = better, NaN where not scored. labels: (n, K), +1 positive.
+    Returns (set, lower, higher), of each set with two scored positives the pair that is furthest
+    apart; the largest difference first.
+    """
+    pairs = []
+    for i in np.flatnonzero(((labels == 1) & ~np.isnan(quality)).sum(1) >= 2):
+        positive = np.flatnonzero((labels[i] == 1) & ~np.isnan(quality[i]))
+        order = positive[np.argsort(quality[i, positive], kind="stable")]
+        pairs.append((int(i), int(order[0]), int(order[-1])))
+    return sorted(pairs, key=lambda p: quality[p[0], p[1]] - quality[p[0], p[2]])
 
 
 # ------------------------------------------------------------------------- inputs
@@ -423,6 +439,18 @@ def main(args: argparse.Namespace) -> None:
             print("\nSection 7.1: {negative_percent:.1f} % of the sets have a negative; {0} ranks "
                   "one highest in {negative_highest_percent:.1f} % of those, {overall_percent:.1f} "
                   "% of all".format(args.reference, **found[args.reference]))
+            # Figure 2: equal to people, not to the metric
+            quality, lines = scores[args.reference].of(members), []
+            for i, *pair in separated_positives(quality, labels):
+                low, high = quality[i, pair]
+                files = [os.path.relpath(images[members[i, k]]) for k in pair]
+                lines.append([sets.names[rows[i]], *files, f"{low:.4f}", f"{high:.4f}",
+                              f"{high - low:.4f}"])
+            write_csv(out / "figure2.csv",
+                      ["set", "image1", "image2", "quality1", "quality2", "difference"], lines,
+                      ["Fig. 2: two Positives of a set, furthest apart in quality, among the sets "
+                       f"with a negative of {args.sets}; the largest difference first",
+                       f"quality: {args.reference}"])
     finish()
 
 

@@ -1,10 +1,15 @@
 #!/usr/bin/env bash
 # The whole pipeline.
 #   bash run_all.sh                 embedded demo: data, quality model, analysis, training with every
-#                                   sampler, fine-tuning, evaluation. Minutes on two CPU cores.
+#                                   sampler, fine-tuning, evaluation, figures, user study. Minutes on
+#                                   two CPU cores.
+#   bash run_all.sh demo --all-rows with the fine-tuning variants of Table 7 as well
 #   NET=rrdb SEED=1 bash run_all.sh the same for RealESRGAN's network, with another seed
 #   bash run_all.sh seeds 1 2 3     the demo for several seeds, and one table over them
-#   bash run_all.sh paper           the paper's settings (see `paper` below for the inputs)
+#   bash run_all.sh paper           the paper's settings (see `paper` below for the inputs); steps
+#                                   that are complete are skipped
+#   bash run_all.sh paper --dry-run              print the plan, with its commands, and stop
+#   bash run_all.sh paper --only SwinIR-AMO+FT   one step of it, and what that starts from
 #   bash run_all.sh python [FILE]   print a Python that has FILE's requirements, made if need be
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -71,33 +76,48 @@ if [ "${1-}" = python ]; then
 fi
 PYTHON=$(python_with requirements.txt) || exit 2
 
-# --------------------------------------------------------------------------- rows of Table 5
+# --------------------------------------------------------------------------- rows of the tables
 
-# name | script | row or stage that it starts from | flags
+# Rows of Tables 5 and 7, for each network.
+# name | script | starts from | run by: both, all (paper, and demo --all-rows) or demo | flags
+# @base: the run folder that it starts from; @other: another NR-IQA than Q; @naive: learning rate
 rows="
-OrigsOnly | train_sr.py      | stage1 | --sampler origs_only
-Rand      | train_sr.py      | stage1 | --sampler rand
-UPos      | train_sr.py      | stage1 | --sampler upos
-SMA       | train_sr.py      | stage1 | --sampler sma
-SMP       | train_sr.py      | stage1 | --sampler smp
-AMO       | train_sr.py      | stage1 | --sampler amo
-UPos+FT   | finetune_lora.py | UPos   | --sampler upos
-AMO+FT    | finetune_lora.py | AMO    | --sampler amo
-AMO+FT_Q0 | finetune_lora.py | AMO    | --sampler amo --lambda-q 0
-AMO+FT_full | finetune_lora.py | AMO  | --sampler amo --full --lr 2e-4
+OrigsOnly        | train_sr.py      | stage1 | both | --sampler origs_only
+Rand             | train_sr.py      | stage1 | both | --sampler rand
+UPos             | train_sr.py      | stage1 | both | --sampler upos
+SMA              | train_sr.py      | stage1 | both | --sampler sma
+SMP              | train_sr.py      | stage1 | both | --sampler smp
+AMO              | train_sr.py      | stage1 | both | --sampler amo
+UPos+FT          | finetune_lora.py | UPos   | both | --sampler upos
+UPos+FT_HP       | finetune_lora.py | UPos   | all  | --sampler upos --lambda-p 2
+UPos+FT_IG       | finetune_lora.py | UPos   | all  | --sampler upos --lambda-a 0.1 --init-d @base/last.pt
+UPos+FT_NNR,IGx2 | finetune_lora.py | UPos   | all  | --sampler upos --lambda-a 0.2 --lambda-q 0 --init-d @base/last.pt
+UPos+FT_NNR,IGx5 | finetune_lora.py | UPos   | all  | --sampler upos --lambda-a 0.5 --lambda-q 0 --init-d @base/last.pt
+UPos+FT_PaQ2PiQ  | finetune_lora.py | UPos   | all  | --sampler upos --iqa @other
+AMO+FT           | finetune_lora.py | AMO    | both | --sampler amo
+AMO+FT_Q0        | finetune_lora.py | AMO    | demo | --sampler amo --lambda-q 0
+AMO+FT_full      | finetune_lora.py | AMO    | both | --sampler amo --full @naive
 "
-row_names() { # SCRIPT
-  awk -F' *[|] *' -v s="$1" '$2 == s { print $1 }' <<<"$rows"
+row_names() { # SCRIPT KIND...: names of the rows of these kinds, SCRIPT may be any
+  awk -F' *[|] *' -v s="$1" -v kinds=" ${*:2} " \
+    'NF > 4 && (s == "any" || $2 == s) && index(kinds, " " $4 " ") { print $1 }' <<<"$rows"
 }
 row_field() { # NAME COLUMN
   awk -F' *[|] *' -v n="$1" -v c="$2" '$1 == n { print $c }' <<<"$rows"
+}
+row_flags() { # NAME BASE OTHER NAIVE: the flags, filled in
+  local flags
+  flags=$(row_field "$1" 5)
+  flags=${flags//@base/$2} flags=${flags//@other/$3}
+  echo "${flags//@naive/$4}"
 }
 
 # --------------------------------------------------------------------------- demo
 
 demo_row() { # NAME: train one row; its output goes to a log, one line to the screen
   local name=$1 script init flags begin=$SECONDS
-  script=$(row_field "$name" 2) init=$(row_field "$name" 3) flags=$(row_field "$name" 4)
+  script=$(row_field "$name" 2) init=$(row_field "$name" 3)
+  flags=$(row_flags "$name" "$runs/$init" "$judge" "--lr 2e-4")
   case $script in
     train_sr.py) flags="$train $two $flags" ;;
     *) flags="$train $fine $flags" ;;
@@ -119,8 +139,13 @@ side_by_side() { # FUNCTION NAME...: run FUNCTION for every name, one process pe
     exit 1
 }
 
-demo() {
-  local begin=$SECONDS
+demo() { # [--all-rows]
+  local begin=$SECONDS kinds="both demo"
+  case "${*-}" in
+    "") ;;
+    --all-rows) kinds="both all demo" ;;
+    *) refuse "demo $*: unknown flag; only --all-rows is known" ;;
+  esac
   local tag=$net-seed$seed
   data=datasets/demo/$tag runs=runs/demo/$tag
   results=results/demo-$tag
@@ -128,8 +153,8 @@ demo() {
   jobs=$(getconf _NPROCESSORS_ONLN) && jobs=$((jobs > 4 ? 4 : jobs))
   q=demo.quality:q@$runs/q.pt judge=demo.quality:judge@$runs/judge.pt
   # One thread per process: the same numbers on every machine, and two rows side by side.
-  export OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= PYTHON label runs rows train two fine
-  export -f row_field demo_row
+  export OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= PYTHON label runs rows train two fine judge
+  export -f row_field row_flags demo_row
 
   train="--net ${net}_tiny --data $data/HGGT --iqa $q --patch-size 64 --seed $seed
     --perceptual laplacian --num-workers 0 --log-every 10 --sample-every 50"
@@ -139,10 +164,10 @@ demo() {
   fine="--steps 60 --lr 2e-3 --milestones 45 --ema-decay 0.9 --lora-rank 8 --lambda-q 0.001"
 
   mkdir -p "$runs"
-  echo "1/6 data: $data"
+  echo "1/7 data: $data"
   [ -f "$data/SBS180K/test.csv" ] ||
     "$PYTHON" -m demo.data --out "$data" --seed "$seed" --setting "$setting"
-  echo "2/6 quality model Q, judge, and stage one (L1), side by side"
+  echo "2/7 quality model Q, judge, and stage one (L1), side by side"
   demo_stage_one &
   stage_one=$!
   trap 'pkill -P $stage_one 2>/dev/null; kill $stage_one 2>/dev/null' EXIT
@@ -150,25 +175,33 @@ demo() {
   demo_quality judge
   wait $stage_one
   trap - EXIT
-  echo "3/6 analysis of the quality models against the (simulated) raters"
+  echo "3/7 analysis of the quality models against the (simulated) raters"
   "$PYTHON" analyze_iqa.py --pairs "$data/SBS180K/train.csv" --pairs-test "$data/SBS180K/test.csv" \
     --sets "$data/HGGT" --metrics "q=$q" "judge=$judge" piqe --reference q --out "$results"
-  echo "4/6 six samplers, then fine-tuning"
-  mapfile -t samplers < <(row_names train_sr.py)
-  mapfile -t finetunes < <(row_names finetune_lora.py)
+  echo "4/7 six samplers, then fine-tuning"
+  # shellcheck disable=SC2086
+  mapfile -t samplers < <(row_names train_sr.py $kinds)
+  # shellcheck disable=SC2086
+  mapfile -t finetunes < <(row_names finetune_lora.py $kinds)
   side_by_side demo_row "${samplers[@]}"
   side_by_side demo_row "${finetunes[@]}"
-  echo "5/6 evaluation"
+  echo "5/7 evaluation"
   local models=()
   for name in "${samplers[@]}" "${finetunes[@]}"; do
     models+=("$label-$name=$runs/$name/net_g_ema.pt")
   done
-  "$PYTHON" evaluate.py --models "${models[@]}" --gt "$data/HGGT/Test/GT/Test-100" \
-    --lq "$data/HGGT/Test/Blind_Degradation_Benchmark_LQ/Test-100/Blind_LR" \
-    --metrics psnr ssim --extra "q=$q" "judge=$judge" --save-sr "$runs/sr" \
-    --out "$results/table5.csv"
-  echo "6/6 figures and orderings"
-  "$PYTHON" -m demo.report --results "$results" --sr "$runs/sr" --data "$data"
+  local gt=$data/HGGT/Test/GT/Test-100
+  local lq=$data/HGGT/Test/Blind_Degradation_Benchmark_LQ/Test-100/Blind_LR
+  "$PYTHON" evaluate.py --models "${models[@]}" --gt "$gt" --lq "$lq" --metrics psnr ssim \
+    --extra "q=$q" "judge=$judge" --save-sr "$runs/sr" --out "$results/table5.csv"
+  echo "6/7 figures, comparison with the paper, user study"
+  "$PYTHON" figures.py --results "$results" --sr "$runs/sr" --gt "$gt" --lq "$lq" --quality q \
+    --held-out judge --reference "$data/pristine/test"
+  rm -rf "$runs/study"
+  "$PYTHON" user_study.py make --a "$label-AMO+FT=$runs/sr/$label-AMO+FT" \
+    --b "$label-UPos=$runs/sr/$label-UPos" --pairs 4 --out "$runs/study"
+  echo "7/7 orderings"
+  "$PYTHON" -m demo.report --results "$results"
   echo "done in $((SECONDS - begin)) s; results in $results"
 }
 
@@ -209,85 +242,213 @@ seeds() { # SEED...: the demo for each, then how often each ordering held
 # REALSR=    RealSR(V3)                                    default datasets/RealSR(V3)
 # DF2K_OST=  flat folder of 512x512 crops, for stage one   default datasets/DF2K_OST
 # SWINIR_INIT=, RRDB_INIT=  PSNR-pretrained x4 weights to start stage one from (SwinIR-M, ESRGAN)
-# GPUS=4     processes per node
-paper() {
-  local hggt=${HGGT:-datasets/HGGT} sbs=${SBS180K:-datasets/SBS180K}
-  local realsr=${REALSR:-datasets/RealSR(V3)} df2k=${DF2K_OST:-datasets/DF2K_OST}
-  local gpus=${GPUS:-4} wrong=0 name init script flags
-  local lq=Test/Blind_Degradation_Benchmark_LQ/Test-100/Blind_LR
+# GPUS=4     processes on this node
+# Steps: analysis; <Net>-stage1 and <Net>-<row> for Net SwinIR and RealESRGAN; table5 (and 7);
+# table8; figures; study.
+hggt=${HGGT:-datasets/HGGT} sbs=${SBS180K:-datasets/SBS180K} gpus=${GPUS:-4}
+realsr=${REALSR:-datasets/RealSR(V3)} df2k=${DF2K_OST:-datasets/DF2K_OST}
+test_gt=$hggt/Test/GT/Test-100
+test_lq=$hggt/Test/Blind_Degradation_Benchmark_LQ/Test-100/Blind_LR
 
-  echo "checking inputs and weights"
+paper_steps() { # all of them, in order
+  local net row
+  echo analysis
+  for net in SwinIR RealESRGAN; do
+    echo $net-stage1
+    row_names any both all | sed "s/^/$net-/"
+  done
+  printf '%s\n' table5 table8 figures study
+}
+
+paper_chain() { # STEP: it and what it starts from, first things first
+  case $1 in
+    *-stage1 | analysis | table5 | table8 | figures | study) ;;
+    *) paper_chain "${1%%-*}-$(row_field "${1#*-}" 3)" ;;
+  esac
+  echo "$1"
+}
+
+paper_models() { # ROW...: "NAME=FILE" of the trained and planned rows among these, of both networks
+  local net row
+  for net in SwinIR RealESRGAN; do
+    for row in "$@"; do
+      if [ -f "runs/$net-$row/net_g_ema.pt" ] || grep -qxF -- "$net-$row" <<<"$plan"; then
+        echo "$net-$row=runs/$net-$row/net_g_ema.pt"
+      fi
+    done
+  done
+}
+
+paper_command() { # STEP: sets command, made (the file that marks it complete, if any) and hours
+  local net=${1%%-*} row=${1#*-} launch flags init models=() with=()
+  launch=("$PYTHON" -m torch.distributed.run --standalone "--nproc_per_node=$gpus")
+  made= hours=
+  case $1 in
+    analysis)
+      command=("${launch[@]}" analyze_iqa.py --pairs "$sbs/train.csv" --pairs-test "$sbs/test.csv"
+        --sets "$hggt" --out results/paper)
+      made=results/paper/figure2.csv
+      ;;
+    table5)
+      # shellcheck disable=SC2046
+      mapfile -t models < <(paper_models $(row_names any both all))
+      [ ${#models[@]} -gt 0 ] || refuse "table5: no row is trained yet"
+      command=("$PYTHON" evaluate.py --models "${models[@]}" --gt "$test_gt" --lq "$test_lq"
+        --require-all --save-sr results/paper/sr --out results/paper/table5.csv)
+      ;;
+    table8)
+      mapfile -t models < <(paper_models OrigsOnly UPos AMO AMO+FT)
+      [ ${#models[@]} -gt 0 ] || refuse "table8: no row of it is trained yet"
+      command=("$PYTHON" evaluate.py --models "${models[@]}" --realsr "$realsr" --require-all
+        --out results/paper/table8.csv)
+      ;;
+    figures)
+      command=("$PYTHON" figures.py --results results/paper --sr results/paper/sr
+        --gt "$test_gt" --lq "$test_lq")
+      ;;
+    study)
+      command=("$PYTHON" user_study.py make --a SwinIR-AMO+FT=results/paper/sr/SwinIR-AMO+FT
+        --b SwinIR-UPos=results/paper/sr/SwinIR-UPos --out results/paper/study)
+      made=results/paper/study/key.json
+      ;;
+    *-stage1)
+      case $net in
+        SwinIR) init=${SWINIR_INIT-} with=(--net swinir) hours=23 ;;
+        RealESRGAN) init=${RRDB_INIT-} with=(--net rrdb) hours=32 ;;
+      esac
+      command=("${launch[@]}" train_sr.py "${with[@]}" --data "$df2k" --lambda-p 0 --lambda-a 0
+        --seed "$seed" --init "$init" --out "runs/$1")
+      made=runs/$1/net_g_ema.pt
+      ;;
+    *)
+      case $net in
+        SwinIR) with=(--net swinir) hours=23 ;;
+        RealESRGAN) with=(--net rrdb) hours=32 ;;
+      esac
+      [ "$(row_field "$row" 2)" = finetune_lora.py ] && hours=3.5
+      init=runs/$net-$(row_field "$row" 3)
+      read -ra flags <<<"$(row_flags "$row" "$init" paq2piq "")"
+      command=("${launch[@]}" "$(row_field "$row" 2)" "${with[@]}" --data "$hggt"
+        --init "$init/net_g_ema.pt" --seed "$seed" --out "runs/$1" "${flags[@]}")
+      made=runs/$1/net_g_ema.pt
+      ;;
+  esac
+}
+
+paper() { # [--dry-run] [--only STEP]...
+  local dry=0 only=() step command made hours all total=0 todo=()
+  while [ $# -gt 0 ]; do
+    case $1 in
+      --dry-run) dry=1 ;;
+      --only) [ $# -gt 1 ] || refuse "--only: name a step"; only+=("$2"); shift ;;
+      *) refuse "paper $1: unknown flag; --dry-run and --only STEP are known" ;;
+    esac
+    shift
+  done
+  [[ $gpus =~ ^[1-9][0-9]*$ ]] || refuse "GPUS=$gpus is not a number of GPUs"
+  plan=$(paper_steps) all=$plan
+  for step in "${only[@]}"; do
+    grep -qxF -- "$step" <<<"$all" ||
+      refuse "--only $step: no such step; one of $(tr '\n' ' ' <<<"$all")"
+  done
+  [ ${#only[@]} = 0 ] ||
+    plan=$(for step in "${only[@]}"; do paper_chain "$step"; done | awk '!seen[$0]++')
+
+  echo "plan, hours on $gpus GPUs estimated from the paper's on four A100 (Sec. 8.2):"
+  while read -r step; do
+    paper_command "$step"
+    if [ -n "$made" ] && [ -f "$made" ]; then
+      printf '  %-28s complete: %s\n' "$step" "$made"
+      continue
+    fi
+    todo+=("$step")
+    if [ -n "$hours" ]; then
+      hours=$(awk -v h="$hours" -v g="$gpus" 'BEGIN { printf "%.1f", h * 4 / g }')
+      total=$(awk -v a="$total" -v b="$hours" 'BEGIN { printf "%.1f", a + b }')
+    fi
+    printf '  %-28s %6s h\n' "$step" "${hours:--}"
+    [ $dry = 0 ] || printf '      %s\n' "$(printf '%q ' "${command[@]}")"
+  done <<<"$plan"
+  echo "  in all $total h of training"
+  [ $dry = 0 ] || return 0
+  [ ${#todo[@]} -gt 0 ] || { echo "nothing to do; delete a file named above to do it again"; return 0; }
+  paper_check "${todo[@]}"
+  for step in "${todo[@]}"; do
+    paper_command "$step"
+    echo "== $step"
+    "${command[@]}" </dev/null || { echo "run_all.sh: $step failed; the same command resumes" >&2; exit 1; }
+  done
+}
+
+paper_check() { # STEP...: all that they need; nothing is started if anything is missing
+  local wrong=0 steps found free need_gb=2 name
+  steps=" $* "
+  echo "checking data, weights, disk space and GPUs"
   need() { [ -e "$2" ] || { echo "run_all.sh: $2: not there; set $1=" >&2; wrong=1; }; }
+  if [[ $steps == *" analysis "* ]]; then
+    need SBS180K "$sbs/train.csv"
+    need SBS180K "$sbs/test.csv"
+  fi
   need HGGT "$hggt/Train/images"
-  need HGGT "$hggt/Test/GT/Test-100/images"
-  need HGGT "$hggt/$lq"
-  need SBS180K "$sbs/train.csv"
-  need SBS180K "$sbs/test.csv"
-  need REALSR "$realsr"
-  need DF2K_OST "$df2k"
-  need SWINIR_INIT "${SWINIR_INIT:-no SWINIR_INIT given}"
-  need RRDB_INIT "${RRDB_INIT:-no RRDB_INIT given}"
-  local found
-  found=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')
-  [ "$found" -ge "$gpus" ] ||
-    { echo "run_all.sh: $found GPUs found, GPUS=$gpus asked for" >&2; wrong=1; }
-  [ $((32 % gpus + 48 % gpus)) = 0 ] ||
-    { echo "run_all.sh: GPUS=$gpus must divide the batch sizes 32 and 48" >&2; wrong=1; }
+  need HGGT "$test_gt/images"
+  need HGGT "$test_lq"
+  [[ $steps != *" table8 "* ]] || need REALSR "$realsr"
+  [[ $steps != *-stage1* ]] || need DF2K_OST "$df2k"
+  [[ $steps != *" SwinIR-stage1 "* ]] || need SWINIR_INIT "${SWINIR_INIT:-no SWINIR_INIT given}"
+  [[ $steps != *" RealESRGAN-stage1 "* ]] || need RRDB_INIT "${RRDB_INIT:-no RRDB_INIT given}"
+  if [[ $steps == *-* || $steps == *" analysis "* ]]; then
+    found=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')
+    [ "$found" -ge "$gpus" ] ||
+      { echo "run_all.sh: $found GPUs found, GPUS=$gpus asked for" >&2; wrong=1; }
+    [ $((32 % gpus + 48 % gpus)) = 0 ] ||
+      { echo "run_all.sh: GPUS=$gpus must divide the batch sizes 32 and 48" >&2; wrong=1; }
+  fi
+  # A run folder holds weights, averages, two optimisers and, while it saves, all of them twice
+  for name in "$@"; do [[ $name != *-* ]] || need_gb=$((need_gb + 1)); done
+  free=$(df -Pk . | awk 'NR == 2 { print int($4 / 1048576) }')
+  [ "$free" -ge "$need_gb" ] ||
+    { echo "run_all.sh: $free GB free on this disk; about $need_gb GB are needed" >&2; wrong=1; }
   [ "$wrong" = 0 ] || exit 2
-  "$PYTHON" - "$hggt" "$hggt/$lq" "$realsr" "$df2k" "$SWINIR_INIT" "$RRDB_INIT" <<'PY' || exit 2
+  STEPS=$steps "$PYTHON" - "$hggt" "$test_gt" "$test_lq" "$realsr" "$df2k" <<'PY' || exit 2
+import os
 import sys
 from evaluate import check_pairs, find_realsr
 from models.hggt import load_sets
 from models.losses import VGG19Loss
 from train_sr import load_checked, parse_args
-hggt, lq, realsr, df2k, *inits = sys.argv[1:]
+hggt, gt, lq, realsr, df2k = sys.argv[1:]
+steps = os.environ["STEPS"].split()
 try:
-    print(len(load_sets(hggt).names), "training sets,", len(load_sets(df2k).names), "for stage one")
-    test = load_sets(f"{hggt}/Test/GT/Test-100")
+    print(len(load_sets(hggt).names), "training sets")
+    test = load_sets(gt)
     problems = check_pairs(test, [f"{lq}/{name}.png" for name in test.names], False)
-    problems += check_pairs(*find_realsr(realsr), True)
+    if "table8" in steps:
+        problems += check_pairs(*find_realsr(realsr), True)
     if problems:
         raise ValueError(problems[0])
-    for net, init in zip(("swinir", "rrdb"), inits):
-        load_checked(parse_args(["--net", net, "--init", init]))
-    VGG19Loss()
+    for step, net in ("SwinIR-stage1", "swinir"), ("RealESRGAN-stage1", "rrdb"):
+        if step in steps:
+            print(len(load_sets(df2k).names), "images for stage one")
+            load_checked(parse_args(["--net", net, "--init", os.environ[f"{net.upper()}_INIT"]]))
+    if any("-" in step for step in steps):
+        VGG19Loss()
 except (ValueError, OSError) as error:
     print(f"run_all.sh: {error}", file=sys.stderr)
     sys.exit(1)
 PY
-  # shellcheck disable=SC2046
-  "$PYTHON" -m models.iqa prefetch lpips stlpips dists \
-    $("$PYTHON" -c 'import analyze_iqa; print(*analyze_iqa.METRICS)') || exit 2
-
-  local launch=("$PYTHON" -m torch.distributed.run --standalone "--nproc_per_node=$gpus")
-  echo "training both networks; 23 h and 32 h on four A100 in the paper, per sampler"
-  "${launch[@]}" analyze_iqa.py --pairs "$sbs/train.csv" --pairs-test "$sbs/test.csv" \
-    --sets "$hggt" --out results/paper
-  local models=()
-  for net in swinir rrdb; do
-    label=SwinIR init=${SWINIR_INIT-}
-    [ $net = rrdb ] && label=RealESRGAN init=${RRDB_INIT-}
-    "${launch[@]}" train_sr.py --net $net --data "$df2k" --lambda-p 0 --lambda-a 0 \
-      --seed "$seed" --init "$init" --out "runs/$label-stage1"
-    while IFS='|' read -r name script init flags; do
-      name=${name// /} script=${script// /} init=${init// /}
-      case $name in "" | *_Q0 | *_full) continue ;; esac # rows of the demo alone
-      # shellcheck disable=SC2086
-      "${launch[@]}" "$script" --net $net --data "$hggt" --init "runs/$label-$init/net_g_ema.pt" \
-        --seed "$seed" --out "runs/$label-$name" $flags </dev/null
-      models+=("$label-$name=runs/$label-$name/net_g_ema.pt")
-    done <<<"$rows"
-  done
-  "$PYTHON" evaluate.py --models "${models[@]}" --gt "$hggt/Test/GT/Test-100" --lq "$hggt/$lq" \
-    --require-all --save-sr results/paper/sr --out results/paper/table5.csv
-  "$PYTHON" evaluate.py --models "${models[@]}" --realsr "$realsr" --require-all \
-    --out results/paper/table8.csv
+  local metrics=(musiq)
+  [[ $steps != *PaQ2PiQ* ]] || metrics+=(paq2piq)
+  [[ $steps != *" table"* ]] || metrics+=(lpips stlpips dists nima qalign topiq_nr)
+  # shellcheck disable=SC2207
+  [[ $steps != *" analysis "* ]] ||
+    metrics+=($("$PYTHON" -c 'import analyze_iqa; print(*analyze_iqa.METRICS)'))
+  "$PYTHON" -m models.iqa prefetch "${metrics[@]}" || exit 2
 }
 
 # --------------------------------------------------------------------------- main
 
 case ${1:-demo} in
-  demo) demo ;;
+  demo) demo "${@:2}" ;;
   seeds) seeds "${@:2}" ;;
-  paper) paper ;;
+  paper) paper "${@:2}" ;;
 esac

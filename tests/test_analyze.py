@@ -25,6 +25,7 @@ from analyze_iqa import (
     parse_args,
     parse_metric,
     read_pairs,
+    separated_positives,
     set_columns,
     set_measures,
     verdicts,
@@ -261,6 +262,14 @@ def test_section_7_1_by_hand_and_sets_that_failed():
     assert nothing["negative_percent"] == 0 and np.isnan(nothing["overall_percent"])
 
 
+def test_positives_furthest_apart_by_hand():
+    nan = np.nan
+    quality = np.array([[9.0, 1, 5, 3, 0], [9, 2, 8, 1, 7], [0, 1, nan, 3, 4], [1, 2, 3, 4, 5]])
+    labels = np.array([[0, 1, 1, 1, -1], [0, 1, -1, 0, 1], [0, 1, 1, 0, -1], [1, 0, 1, 1, -1]])
+    # differences 4, 5, none (one scored positive is left), and 3: members 0, 2 and 3 of the last
+    assert separated_positives(quality, labels) == [(1, 1, 4), (0, 1, 2), (3, 0, 3)]
+
+
 # ------------------------------------------------------------------------- scoring
 
 
@@ -396,6 +405,15 @@ def test_end_to_end(own):
     seven = ("negative_percent", "negative_highest_percent", "overall_percent")
     assert [row[k] for k in seven] == ["100.0000", "33.3333", "33.3333"]
     assert "Section 7.1: 100.0 % of the sets have a negative; bright" in result.stdout
+
+    lines = (own / "out/figure2.csv").read_text().splitlines()
+    assert lines[1] == "# quality: bright"
+    rows = [line.split(",") for line in lines[3:]]
+    assert lines[2] == "set,image1,image2,quality1,quality2,difference"
+    assert len(rows) == 6 and all((ROOT / image).is_file() for r in rows for image in r[1:3])
+    gaps = [float(row[5]) for row in rows]
+    assert gaps == sorted(gaps, reverse=True) and gaps[0] > 0
+    assert gaps[0] == pytest.approx(float(rows[0][4]) - float(rows[0][3]), abs=2e-4)
 
     notes = (own / "out/table6.csv").read_text().split("pyiqa_name,")[0]
     assert "12 of the 12 pairs" in notes and "3 of each of 4 comparisons" in notes

@@ -1,8 +1,11 @@
 """The shape of the repository: import graph, tags and README, flags, the shell script."""
 
 import ast
+import csv
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +14,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import evaluate
+import finetune_lora
+import train_sr
 from demo.nets import start_as_interpolation
 from demo.report import incoherent_energy, orderings
 from train_sr import PRESETS
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = ("analyze_iqa", "train_sr", "finetune_lora", "evaluate")
+SCRIPTS = ("analyze_iqa", "train_sr", "finetune_lora", "evaluate", "figures", "user_study")
 LEAVES = sorted(p.stem for p in (ROOT / "models").glob("*.py") if p.stem != "__init__")
 
 
@@ -88,13 +94,81 @@ def test_every_flag_in_the_readme_is_one(script):
 @pytest.mark.parametrize(
     ("arguments", "env", "message"),
     [(["dmeo"], {}, "unknown command dmeo"), ([], {"NET": "vgg"}, "NET=vgg"),
-     ([], {"SEED": "x"}, "SEED=x"), (["paper"], {"HGGT": "absent"}, "set HGGT=")],
+     ([], {"SEED": "x"}, "SEED=x"), (["paper"], {"HGGT": "absent"}, "set HGGT="),
+     (["demo", "--al"], {}, "demo --al"), (["paper", "--on"], {}, "paper --on: unknown flag"),
+     (["paper", "--only", "SwinIR-AM"], {}, "--only SwinIR-AM: no such step"),
+     (["paper"], {"GPUS": "four"}, "GPUS=four"), (["paper"], {"GPUS": "3"}, "must divide"),
+     (["paper", "--only", "table5"], {}, "no row is trained yet")],
 )
 def test_run_all_refuses_bad_input(arguments, env, message):
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    result = subprocess.run(["bash", "run_all.sh", *arguments], cwd=ROOT, capture_output=True,
-                            text=True, timeout=60, env=os.environ | {"PATH": path} | env)
+    result = run_all(*arguments, **env)
     assert result.returncode == 2 and message in result.stderr
+
+
+def run_all(*arguments, cwd=ROOT, **env):
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return subprocess.run(["bash", "run_all.sh", *arguments], cwd=cwd, capture_output=True,
+                          text=True, timeout=60, env=os.environ | {"PATH": path} | env)
+
+
+def paper_plan(*arguments):
+    """{step: its command as a list} of the dry run."""
+    result = run_all("paper", "--dry-run", *arguments, SWINIR_INIT="s.pth", RRDB_INIT="r.pth")
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    return {a.split()[0]: shlex.split(b) for a, b in zip(lines, lines[1:], strict=False)
+            if b.startswith("      ")}
+
+
+def test_paper_plan_holds_every_row_with_the_papers_settings():
+    plan, earlier = paper_plan(), set()
+    read = {"train_sr.py": train_sr.parse_args, "finetune_lora.py": finetune_lora.parse_args}
+    rows = {}
+    for step, command in plan.items():
+        script = next(c for c in command if c.endswith(".py"))
+        args = command[command.index(script) + 1 :]
+        if script in read:
+            rows[step] = read[script](args)
+            assert step.endswith("-stage1") or rows[step].init in earlier, step
+            earlier.add(f"{rows[step].out}/net_g_ema.pt")
+        elif script == "evaluate.py":
+            made = [m.split("=")[1] for m in evaluate.parse_args(args).models]
+            assert set(made) <= earlier and len(made) == (8 if step == "table8" else 28)
+        else:
+            assert step in ("analysis", "figures", "study")
+    tables = {}
+    for number in (5, 7):
+        with open(ROOT / f"paper/table{number}.csv", newline="") as file:
+            tables[number] = list(csv.DictReader(x for x in file if not x.startswith("#")))
+        models = {row["model"] for row in tables[number]} - {"Gold Standard"}
+        assert models <= set(rows), models - set(rows)
+    for row in tables[7]:
+        if "+FT" in row["model"]:  # NNR: no reward; else its metric and lambda_A stand in Table 7
+            args = rows[row["model"]]
+            assert args.lambda_a == float(row["lambda_a"])
+            assert (args.iqa if args.lambda_q else "-") == row["nr_metric"]
+            assert bool(args.init_d) == (args.lambda_a > 0) and args.steps == 20_000
+    assert rows["SwinIR-AMO+FT"].lambda_q == 0.05 and rows["RealESRGAN-UPos+FT_HP"].lambda_p > 1
+    assert [s for s, a in rows.items() if getattr(a, "full", False)] == [
+        "SwinIR-AMO+FT_full", "RealESRGAN-AMO+FT_full"]
+    for step, args in rows.items():
+        assert args.net == ("swinir" if step.startswith("SwinIR") else "rrdb")
+        if args.sampler:
+            assert step.split("-")[1].split("+")[0].lower() == args.sampler.replace("_", "").lower()
+
+
+def test_only_plans_what_a_row_starts_from_and_skips_what_is_complete(tmp_path):
+    for name in ("run_all.sh", "requirements.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    step = ("paper", "--dry-run", "--only", "RealESRGAN-UPos+FT_IG")
+    assert [line.split()[0] for line in run_all(*step, cwd=tmp_path).stdout.splitlines()
+            if " h" in line and line[2] != " "][1:-1] == [
+        "RealESRGAN-stage1", "RealESRGAN-UPos", "RealESRGAN-UPos+FT_IG"]
+    (tmp_path / "runs/RealESRGAN-UPos").mkdir(parents=True)
+    (tmp_path / "runs/RealESRGAN-UPos/net_g_ema.pt").touch()
+    text = run_all(*step, cwd=tmp_path, GPUS="2").stdout
+    assert re.search("RealESRGAN-UPos +complete: runs/RealESRGAN-UPos/net_g_ema.pt", text)
+    assert "in all 71.0 h" in text  # (32 + 3.5) hours on four, twice that on two
 
 
 @pytest.mark.parametrize("name", ["swinir_tiny", "rrdb_tiny"])
