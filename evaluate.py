@@ -125,6 +125,8 @@ def find_realsr(root: str) -> tuple[MultiGT, list[str]]:
     Only folders that hold *_LR4.png count; below a whole RealSR, with Train/ and Test/, only Test/.
     An image is named by its path below the folder. Raises FileNotFoundError where there is none.
     """
+    # ASSUMED: whole images under Test-100's protocol, the HR image as the one GT, both cameras in
+    # one mean. The paper names the set and its 100 images, not the border, tiles or the mean.
     folders = {f.parent for f in Path(root).rglob("*_LR4.png")}
     folders = [f for f in folders if "Test" in f.relative_to(root).parts] or folders
     gts = sorted(gt for folder in folders for gt in folder.glob("*_HR.png"))

@@ -1,11 +1,10 @@
-"""Figures, orderings and seed table of the demo, from evaluate.py's CSVs and SR images.
+"""Orderings and seed table of the demo, from evaluate.py's per-image CSV.
 
-    python -m demo.report --results results/demo --sr runs/demo/swinir-seed0/sr \
-        --data datasets/demo/swinir-seed0
+    python -m demo.report --results results/demo
     python -m demo.report --seeds results/demo-swinir-seed{1,2,3,4,5} --out results/demo/seeds.csv
 
-Writes crops.png, tradeoff.png, orderings.csv and finetuning.csv into --results. An ordering that is
-not held is a warning: a toy experiment has seeds on which it fails.
+Writes orderings.csv into --results. An ordering that is not held is a warning: a toy experiment has
+seeds on which it fails.
 """
 
 import argparse
@@ -13,15 +12,9 @@ import csv
 import sys
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-from PIL import Image
-from scipy.ndimage import gaussian_filter
 
 from models.checkpoint import write_csv
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  (after the choice of backend)
 
 CHAIN = ("OrigsOnly", "Rand", "UPos", "SMA", "AMO")
 SAMPLERS = (*CHAIN, "SMP")
@@ -77,128 +70,9 @@ def orderings(means: dict[str, dict[str, float]]) -> list[tuple[str, str, str, s
     return result
 
 
-def incoherent_energy(sr: np.ndarray, pristine: np.ndarray) -> float:
-    """High frequency of the SR that the pristine image does not explain (structured noise).
-
-    (1 - rho^2) |HP(sr)|^2 / |HP(pristine)|^2 on luma, rho the correlation of the two high-passed
-    images. Sharpness that is right does not count; grids, stripes and noise do.
-    """
-    high = []
-    for image in (sr, pristine):
-        luma = image.astype(np.float64) @ (0.299, 0.587, 0.114)
-        high.append(luma - gaussian_filter(luma, 1.0))
-    a, b = high
-    rho2 = (a * b).sum() ** 2 / ((a * a).sum() * (b * b).sum())
-    return float((1 - rho2) * (a * a).sum() / (b * b).sum())
-
-
-def finetuning(
-    means: dict[str, dict[str, float]], label: str, sr: Path, pristine: Path
-) -> list[list[str]]:
-    """Change of each fine-tuned row against its base: Q, judge, PSNR, structured noise."""
-    names = sorted(p.stem for p in pristine.glob("*.png"))
-
-    def noise(row: str) -> float:
-        return float(np.mean([incoherent_energy(load(sr / f"{label}-{row}" / f"{n}.png"),
-                                                load(pristine / f"{n}.png")) for n in names
-                              if (sr / f"{label}-{row}" / f"{n}.png").is_file()]))
-
-    rows = []
-    for row in means:
-        if "+FT" in row:
-            base = row.split("+")[0]
-            change = [means[row][m] - means[base][m] for m in ("q", "judge", "psnr")]
-            rows.append([row, *(f"{c:+.2f}" for c in change), f"{noise(base):.3f}",
-                         f"{noise(row):.3f}"])
-    return rows
-
-
-def load(path: Path) -> np.ndarray:
-    return np.asarray(Image.open(path).convert("RGB"))
-
-
-def crops_figure(
-    per_image: list[dict], label: str, data: Path, sr: Path, path: Path, size: int = 56
-) -> None:
-    """SR crops, a row per test image and a column per model, with each image's Q inset."""
-    gt_dir = data / "HGGT/Test/GT/Test-100/images/original"
-    lq_dir = data / "HGGT/Test/Blind_Degradation_Benchmark_LQ/Test-100/Blind_LR"
-    scores = {(r["model"], r["image"]): float(r["q"]) for r in per_image if r["q"]}
-    rows = list(dict.fromkeys(r["model"].split("-", 1)[1] for r in per_image))
-    images = sorted(p.stem for p in gt_dir.glob("*.png"))
-    photos = {n.rstrip("0123456789"): n for n in images[::-1]}  # one image of each
-    images = [n for k, n in sorted(photos.items()) if k not in ("leaves", "mixed", "letters")][:5]
-    titles = ["LQ", "original", *rows]
-    fig, axes = plt.subplots(len(images), len(titles),
-                             figsize=(1.3 * len(titles), 1.37 * len(images)), squeeze=False)
-    for row, (name, line) in enumerate(zip(images, axes, strict=True)):
-        original = load(gt_dir / f"{name}.png")
-        height, width = original.shape[:2]
-        detail = np.abs(np.diff(original.astype(float).mean(2), axis=1))
-        detail = gaussian_filter(detail, size / 4)[size // 2 : height - size // 2,
-                                                   size // 2 : width - size // 2]
-        top, left = (int(i) // 4 * 4 for i in np.unravel_index(detail.argmax(), detail.shape))
-        lq = Image.fromarray(load(lq_dir / f"{name}.png")).resize((width, height), 0)
-        shown = [np.asarray(lq), original, *(load(sr / f"{label}-{r}" / f"{name}.png")
-                                             for r in rows)]
-        for ax, image, title in zip(line, shown, titles, strict=True):
-            ax.imshow(image[top : top + size, left : left + size], interpolation="nearest")
-            ax.set_xticks([])
-            ax.set_yticks([])
-            score = scores.get((f"{label}-{title}", name))
-            if score is not None:
-                ax.text(0.97, 0.04, f"Q {score:.1f}", transform=ax.transAxes, ha="right",
-                        fontsize=9, color="white",
-                        bbox={"facecolor": "black", "alpha": 0.65, "pad": 1.5, "lw": 0})
-            if row == 0:
-                ax.set_title(title, fontsize=9)
-    fig.subplots_adjust(left=0.005, right=0.995, top=0.94, bottom=0.005, wspace=0.03, hspace=0.03)
-    fig.savefig(path, dpi=110)
-    plt.close(fig)
-
-
-def tradeoff_figure(means: dict[str, dict[str, float]], label: str, path: Path) -> None:
-    """Q against PSNR, to the original and to the positives: one point per row."""
-    fig, axes = plt.subplots(1, 2, figsize=(10, 5.2), sharey=True)
-    panels = (("psnr_original", "PSNR to the original (dB)"),
-              ("psnr", "PSNR to the positives (dB)"))
-    for ax, (column, title) in zip(axes, panels, strict=True):
-        for i, (row, values) in enumerate(sorted(means.items(), key=lambda m: m[1]["q"])):
-            tuned, left = "+FT" in row, i % 2 == 0  # names to alternating sides, as points crowd
-            ax.scatter(values[column], values["q"], s=34, zorder=3,
-                       marker="^" if tuned else "o", color="tab:orange" if tuned else "tab:blue")
-            ax.annotate(row, (values[column], values["q"]), fontsize=8, va="center",
-                        ha="right" if left else "left", xytext=(-7 if left else 7, 0),
-                        textcoords="offset points")
-        chain = [(means[r][column], means[r]["q"]) for r in CHAIN]
-        ax.plot(*zip(*chain, strict=True), color="tab:blue", lw=0.8, alpha=0.5)
-        ax.set_xlabel(title)
-        ax.grid(alpha=0.3)
-        ax.margins(x=0.14, y=0.08)
-    axes[0].set_ylabel("Q (tiny NR-IQA, 0-100)")
-    fig.suptitle(f"{label} demo: samplers (circles) and fine-tuning (triangles)", fontsize=11)
-    fig.tight_layout()
-    fig.savefig(path, dpi=110)
-    plt.close(fig)
-
-
-def report(results: Path, sr: Path, data: Path) -> None:
+def report(results: Path) -> None:
     per_image = read_csv(results / "table5_per_image.csv")
-    per_image = [r for r in per_image if r["model"] != "Gold Standard"]
-    label = per_image[0]["model"].split("-", 1)[0]
-    means = row_means(per_image)
-    crops_figure(per_image, label, data, sr, results / "crops.png")
-    tradeoff_figure(means, label, results / "tradeoff.png")
-
-    print("\nFine-tuning, change against its base, and structured noise before and after. The rows "
-          "differ\nin learning rate and in what Q gained: their noise is not compared at equal Q")
-    header = ["row", "d_q", "d_judge", "d_psnr", "noise_base", "noise_tuned"]
-    rows = finetuning(means, label, sr, data / "pristine/test")
-    write_csv(results / "finetuning.csv", header, rows)
-    for row in [header, *rows]:
-        print("  " + " ".join(f"{cell:>12}" for cell in row))
-
-    print("\nOrderings")
+    means = row_means([r for r in per_image if r["model"] != "Gold Standard"])
     checks = orderings(means)
     write_csv(results / "orderings.csv", ["kind", "ordering", "outcome", "numbers"], checks)
     for kind, name, outcome, numbers in checks:
@@ -233,14 +107,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--results", type=Path, help="folder of table5.csv; figures go there")
-    parser.add_argument("--sr", type=Path, help="folder of SR images, one subfolder per model")
-    parser.add_argument("--data", type=Path, help="the demo data")
+    parser.add_argument("--results", type=Path, help="folder of table5_per_image.csv")
     parser.add_argument("--seeds", type=Path, nargs="+", help="result folders of several seeds")
     parser.add_argument("--out", type=Path, help="table over the seeds, a CSV")
     args = parser.parse_args(argv)
-    if not (args.seeds and args.out) and not (args.results and args.sr and args.data):
-        parser.error("give --results, --sr and --data; or --seeds and --out")
+    if not (args.seeds and args.out) and not args.results:
+        parser.error("give --results; or --seeds and --out")
     return args
 
 
@@ -248,7 +120,7 @@ def main(args: argparse.Namespace) -> None:
     if args.seeds:
         seeds_table(args.seeds, args.out)
     else:
-        report(args.results, args.sr, args.data)
+        report(args.results)
 
 
 if __name__ == "__main__":
