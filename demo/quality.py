@@ -152,12 +152,17 @@ def jpeg_quality(factor: float) -> float:
     return 1 - 0.85 * min(1.0, max(0.0, 92 - factor) / 84)
 
 
+def sharpened(quality: float, amount: float, enough: float) -> float:
+    """Of a blurred image after unsharp masking, which makes up for blur until there is `enough`."""
+    return quality ** (1 / (1 + 0.35 * amount)) * (1 - 0.8 * min(1, max(0, amount - enough) / 4))
+
+
 def degrade(x: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, float]:
     """One random degradation of known severity: the image, and its quality in [0, 1], 1 = pristine.
 
     Qualities of successive steps multiply. How much a level costs was set by eye.
     """
-    kinds = ["blur", "noise", "jpeg", "low", "sharp", "deblurred", "grid", "grid", "clean"]
+    kinds = ["blur", "noise", "jpeg", "low", "low", "sharp", "deblurred", "grid", "grid", "clean"]
     kind, level = rng.choice(kinds), rng.uniform()
     quality, size = 1.0, x.shape[0]
     if kind == "blur":
@@ -178,6 +183,10 @@ def degrade(x: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, float]
             factor = rng.uniform(50, 95)
             x, quality = jpeg(x, factor), quality * jpeg_quality(factor)
         x = resize(x, size, size, int(method))
+        if rng.uniform() < 0.6:  # sharpened again, as super-resolution is
+            amount = 3 * rng.uniform()
+            x = unsharp(x, rng.uniform(0.8, 2.0), amount)
+            quality = sharpened(quality, amount, 1 + 0.6 * level)
     elif kind == "sharp":
         x = unsharp(x, rng.uniform(0.8, 1.6), 5 * level)
         quality = 1 - 0.7 * max(0.0, level - 0.08) ** 0.8
@@ -185,8 +194,7 @@ def degrade(x: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, float]
         sigma, amount = rng.uniform(0.5, 2.2), 4 * level
         grain = max(0.0, rng.uniform(-2, 3)) / 255  # of the blurred image; sharpening amplifies it
         x = unsharp(add_noise(blur(x, sigma), grain, rng), max(0.8, sigma), amount)
-        quality = blur_quality(sigma) ** (1 / (1 + 0.35 * amount))
-        quality *= 1 - 0.8 * min(1.0, max(0.0, amount - 1 - 0.6 * sigma) / 4)
+        quality = sharpened(blur_quality(sigma), amount, 1 + 0.6 * sigma)
         quality *= noise_quality(grain * (1 + amount))
         if rng.uniform() < 0.3:
             grain = rng.uniform(0, 0.05)

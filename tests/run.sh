@@ -1,7 +1,17 @@
 #!/usr/bin/env bash
-# Lint and tests; makes .venv and installs the requirements when the current Python lacks them.
+# Lint and tests; makes .venv and installs the requirements when the current Python lacks them, and
+# Chromium, in which a test votes through the user study's page, where no browser is there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=$(bash run_all.sh python tests/requirements.txt)
+if ! command -v chromium chromium-browser google-chrome >/dev/null; then
+  echo "installing Chromium for the user study's test (once)" >&2
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    { apt-get update && apt-get install -y --no-install-recommends chromium; } >/dev/null 2>&1 ||
+      echo "tests/run.sh: apt-get install chromium failed" >&2
+  else
+    "$PYTHON" -m playwright install chromium >&2 || echo "tests/run.sh: no Chromium" >&2
+  fi
+fi
 "$PYTHON" -m ruff check .
 "$PYTHON" -m pytest -q -n auto --dist loadfile --durations=10 tests "$@"

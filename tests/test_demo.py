@@ -139,6 +139,22 @@ def test_raters_like_restoration_and_dislike_noise_and_blur():
     assert utility[3] < -data.THRESHOLD
 
 
+def test_enhancement_is_uneven_in_regions():
+    """Strength runs from almost none to a little more than all, slowly over the image."""
+    flat = np.zeros((data.SIZE, data.SIZE, 3), np.float32)
+    strength = data.uneven(flat, flat + 0.5, data.rng_of("field"))[..., 0] / 0.5
+    assert 0 <= strength.min() < 0.2 and 1 < strength.max() <= 1.2 + 1e-6
+    assert np.abs(np.diff(strength, axis=0)).max() < 0.15
+    quarters = strength.reshape(4, 48, 4, 48).mean((1, 3))
+    assert quarters.std() > 0.1  # a patch of 64 pixels sees mostly one region
+
+
+def test_sharpening_makes_up_for_blur_until_enough():
+    values = [quality.sharpened(0.5, amount, enough=2) for amount in (0, 1, 2, 3.5, 5)]
+    assert values[0] == 0.5 and values[0] < values[1] < values[2] > values[3] > values[4]
+    assert quality.sharpened(1.0, 6.0, enough=2) == pytest.approx(0.2)  # 1 - 0.8
+
+
 def test_same_seed_same_bytes_other_seed_other_bytes(demo, tmp_path):
     """A run in another process, with other hashes of strings and fewer sets, writes the same."""
     out = tmp_path / "again"
