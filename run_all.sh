@@ -165,10 +165,10 @@ demo() { # [--all-rows]
   # lambda_q is in units of Q, 0 to 100, as the paper's 0.05 is in units of MUSIQ
   fine="--steps 60 --lr 2e-3 --lr-d 2e-4 --milestones 45 --ema-decay 0.9 --lora-rank 8 --lambda-q 0.001"
 
-  mkdir -p "$runs"
   echo "1/7 data: $data"
-  [ -f "$data/SBS180K/test.csv" ] ||
-    "$PYTHON" -m demo.data --out "$data" --seed "$seed" --setting "$setting"
+  [ -d "$data" ] || rm -rf "$runs" # of other data
+  mkdir -p "$runs"
+  "$PYTHON" -m demo.data --out "$data" --seed "$seed" --setting "$setting"
   echo "2/7 quality model Q, judge, and stage one (L1), side by side"
   demo_stage_one &
   stage_one=$!
@@ -196,6 +196,12 @@ demo() { # [--all-rows]
   local lq=$data/HGGT/Test/Blind_Degradation_Benchmark_LQ/Test-100/Blind_LR
   "$PYTHON" evaluate.py --models "${models[@]}" --gt "$gt" --lq "$lq" --metrics psnr ssim \
     --extra "q=$q" "judge=$judge" --save-sr "$runs/sr" --out "$results/table5.csv"
+  models=()
+  for name in OrigsOnly UPos AMO AMO+FT; do
+    models+=("$label-$name=$runs/$name/net_g_ema.pt")
+  done
+  "$PYTHON" evaluate.py --models "${models[@]}" --realsr "$data/RealSR(V3)" --metrics psnr ssim \
+    --extra "q=$q" "judge=$judge" --out "$results/table8.csv"
   echo "6/7 figures, comparison with the paper, user study"
   "$PYTHON" figures.py --results "$results" --sr "$runs/sr" --gt "$gt" --lq "$lq" --quality q \
     --held-out judge --reference "$data/pristine/test"
@@ -203,6 +209,11 @@ demo() { # [--all-rows]
   "$PYTHON" user_study.py make --a "$label-AMO+FT=$runs/sr/$label-AMO+FT" \
     --b "$label-UPos=$runs/sr/$label-UPos" --pairs 4 --out "$runs/study"
   demo_figure7
+  "$PYTHON" -m demo.report --study "$runs/study" --sr "$runs/sr" --out "$runs/study/votes" \
+    --pristine "$data/pristine/test"
+  echo "votes of simulated raters, to show the analysis:"
+  "$PYTHON" user_study.py analyze "$runs"/study/votes/*.json --key "$runs/study/key.json" \
+    --out "$results/user_study_simulated.csv"
   echo "7/7 orderings"
   "$PYTHON" -m demo.report --results "$results"
   echo "done in $((SECONDS - begin)) s; results in $results"

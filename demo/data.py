@@ -13,6 +13,7 @@ Under OUT, in the real layouts:
     HGGT-val/Test/...                           as HGGT/Test, but for tuning only: further crops of
                                                 the training photographs, and other drawings
     SBS180K/{train,test}.csv                    image1,image2,score,model1,model2
+    RealSR(V3)/{Canon,Nikon}/Test/4/            NAME_HR.png, NAME_LR4.png
     pristine/{train,val,test}/NAME.png          HIDDEN
 
 Nobody has the pristine images in practice: the originals are made from them, and the simulated
@@ -456,6 +457,17 @@ def write_pairs(sets: list[Quintuplet], images: str, path: Path, split: str, see
                 rows.writerow([*names, score, MODELS[a], MODELS[b]])
 
 
+def write_realsr(sets: list[Quintuplet], folder: Path, seed: int) -> None:
+    """The photographs as two cameras might take them: more lens blur than training has, no JPEG."""
+    photos = [s for s in sets if not s.name.startswith(tuple(DRAWN["test"]))]
+    for index, s in enumerate(photos):
+        rng, hr = rng_of(seed, s.name, "camera"), to_float(s.gts[0])
+        small = resize(blur(hr, rng.uniform(1.2, 2.0)), SIZE // 4, SIZE // 4)
+        camera = folder / ("Canon" if index < len(photos) / 2 else "Nikon") / "Test/4"
+        save_png(s.gts[0], camera / f"{s.name}_HR.png")
+        save_png(to_uint8(add_noise(small, 1 / 255, rng)), camera / f"{s.name}_LR4.png")
+
+
 README = """Made by demo/data.py. The labels are simulated.
 pristine/ is hidden knowledge: only the training of Q and the judge, and figures, may read it.
 HGGT-val/ shares photographs with the training set; use it for tuning, never for results.
@@ -472,13 +484,15 @@ def write_demo(
     Does nothing when `out` holds just this already; ValueError when it holds something else.
     """
     out = Path(out)
-    settings = {"seed": seed, "setting": setting, "limit": limit}
+    code = zlib.crc32(Path(__file__).read_bytes())  # a changed generator makes other data
+    settings = {"seed": seed, "setting": setting, "limit": limit, "code": code}
     if out.exists():
         stamp = out / "settings.json"
         if stamp.is_file() and json.loads(stamp.read_text()) == settings:
             print(f"{out}: already there")
             return
-        raise ValueError(f"{out}: exists with other settings; delete it or give another --out")
+        raise ValueError(f"{out}: exists, made with other settings or by another version of "
+                         "demo/data.py; delete it or give another --out")
     work = out.with_name(out.name + ".partial")
     shutil.rmtree(work, ignore_errors=True)
     for split in ("train", "val", "test"):
@@ -492,6 +506,8 @@ def write_demo(
             root, part = top / "GT/Test-100", ""
             lq = work / top / "Blind_Degradation_Benchmark_LQ/Test-100/Blind_LR"
             write_lq(sets, lq, split, seed, setting)
+        if split == "test":
+            write_realsr(sets, work / "RealSR(V3)", seed)
         write_sets(sets, work / root / "images" / part, work / root / "labels" / part)
         if split != "val":
             images = (Path("..") / root / "images" / part).as_posix()

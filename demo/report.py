@@ -1,20 +1,26 @@
-"""Orderings and seed table of the demo, from evaluate.py's per-image CSV.
+"""Orderings and seed table of the demo, from evaluate.py's per-image CSV; simulated votes.
 
     python -m demo.report --results results/demo
     python -m demo.report --seeds results/demo-swinir-seed{1,2,3,4,5} --out results/demo/seeds.csv
+    python -m demo.report --study STUDY --sr SR --pristine DATA/pristine/test --out STUDY/votes
 
 Writes orderings.csv into --results. An ordering that is not held is a warning: a toy experiment has
-seeds on which it fails.
+seeds on which it fails. --study votes in the place of people, with the raters of demo/data.py, so
+that user_study.py analyze has something to read; it says nothing about what people see.
 """
 
 import argparse
 import csv
+import json
 import sys
 from pathlib import Path
 
 import numpy as np
 
+from demo.data import RATER_NOISE, rng_of, to_float, utilities
 from models.checkpoint import write_csv
+from models.hggt import read_rgb
+from user_study import checksum
 
 CHAIN = ("OrigsOnly", "Rand", "UPos", "SMA", "AMO")
 SAMPLERS = (*CHAIN, "SMP")
@@ -102,6 +108,23 @@ def seeds_table(folders: list[Path], out: Path) -> None:
         print(f"  {row[1]}: held on {row[2]}")
 
 
+def simulate_votes(study: Path, sr: Path, pristine: Path, out: Path) -> None:
+    """A votes file per rater of user_study.py, by a noisy comparison with the pristine images."""
+    key = json.loads((study / "key.json").read_text())
+    out.mkdir(parents=True, exist_ok=True)
+    for rater, plan in key["plan"].items():
+        rng, votes = rng_of(key["study"], rater), []
+        for pair in plan["pairs"]:
+            a, b = (to_float(read_rgb(sr / key[m] / pair["image"])) for m in "ab")
+            prefers_a = utilities([b, a], to_float(read_rgb(pristine / pair["image"])))[1]
+            prefers_a += rng.normal(0, RATER_NOISE)
+            choice = "left" if (prefers_a > 0) == (pair["left"] == "a") else "right"
+            votes.append({"id": pair["id"], "choice": choice, "ms": 1000, "zoom": 100})
+        record = {"study": key["study"], "rater": rater, "finished": True, "votes": votes,
+                  "checksum": checksum(key["study"], rater, plan["token"], votes)}
+        (out / f"votes_{key['study']}_{rater}.json").write_text(json.dumps(record))
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -109,16 +132,22 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--results", type=Path, help="folder of table5_per_image.csv")
     parser.add_argument("--seeds", type=Path, nargs="+", help="result folders of several seeds")
-    parser.add_argument("--out", type=Path, help="table over the seeds, a CSV")
+    parser.add_argument("--study", type=Path, help="folder that user_study.py make wrote")
+    parser.add_argument("--sr", type=Path, help="folder of SR images, one subfolder per model")
+    parser.add_argument("--pristine", type=Path, help="folder of the demo's pristine images")
+    parser.add_argument("--out", type=Path, help="table over the seeds, a CSV; folder of votes")
     args = parser.parse_args(argv)
-    if not (args.seeds and args.out) and not args.results:
-        parser.error("give --results; or --seeds and --out")
+    votes = args.study and args.sr and args.pristine
+    if not args.results and not (args.out and (args.seeds or votes)):
+        parser.error("give --results; --seeds and --out; or --study, --sr, --pristine and --out")
     return args
 
 
 def main(args: argparse.Namespace) -> None:
     if args.seeds:
         seeds_table(args.seeds, args.out)
+    elif args.study:
+        simulate_votes(args.study, args.sr, args.pristine, args.out)
     else:
         report(args.results)
 

@@ -12,7 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from demo import data, quality
+import user_study
+from demo import data, quality, report
+from evaluate import check_pairs, find_realsr
 from models.checkpoint import save_atomic
 from models.hggt import load_sets
 
@@ -84,6 +86,35 @@ def test_lq_and_pristine_belong_to_the_sets(demo):
             gt = np.asarray(Image.open(paths[0]), float)
             assert np.corrcoef(enlarged.ravel(), gt.ravel())[0, 1] > 0.8
             assert (demo / "pristine" / split / f"{name}.png").is_file()
+
+
+def test_cameras_are_in_realsr_layout(demo):
+    sets, lq = find_realsr(demo / "RealSR(V3)")
+    assert sets.names == ["Canon/Test/4/chelsea0", "Nikon/Test/4/chelsea1"]
+    assert check_pairs(sets, lq, True) == []
+    original = demo / "HGGT/Test/GT/Test-100/images/original/chelsea0.png"
+    assert Path(sets.paths[0][0]).read_bytes() == original.read_bytes()
+
+
+def test_simulated_votes_prefer_the_pristine_and_are_accepted(demo, tmp_path):
+    pristine = demo / "pristine/test"
+    for name, sigma in (("A", 0.0), ("B", 1.5)):
+        for path in pristine.glob("*.png"):
+            x = data.to_float(Image.open(path))
+            x = data.blur(x, sigma) if sigma else x
+            data.save_png(data.to_uint8(x), tmp_path / name / path.name)
+    study, votes = tmp_path / "study", tmp_path / "votes"
+    args = user_study.parse_args([
+        "make", "--a", f"A={tmp_path / 'A'}", "--b", f"B={tmp_path / 'B'}", "--pairs", "2",
+        "--raters", "3", "--out", str(study)])
+    args.main(args)
+    report.simulate_votes(study, tmp_path, pristine, votes)
+    key = json.loads((study / "key.json").read_text())
+    for path in votes.iterdir():
+        rater, cast = user_study.read_votes(str(path), key)
+        sides = {pair["id"]: pair["left"] for pair in key["plan"][rater]["pairs"]}
+        assert all((v["choice"] == "left") == (sides[v["id"]] == "a") for v in cast)
+    assert len(list(votes.iterdir())) == 3
 
 
 def test_splits_share_no_image(demo):
@@ -162,7 +193,7 @@ def test_same_seed_same_bytes_other_seed_other_bytes(demo, tmp_path):
     environment = {**os.environ, "PYTHONHASHSEED": "1"}
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True)
     files = [path.relative_to(out) for path in out.rglob("*.png")]
-    assert len(files) == 3 * 6 + 2  # five members and the pristine; LQ of test and val
+    assert len(files) == 3 * 6 + 4  # members, pristine; LQ of test and val; a camera's pair
     for file in files:
         same = Path(str(file).replace("0-1", f"0-{LIMIT}"))  # Train's range folder
         assert (out / file).read_bytes() == (demo / same).read_bytes()
@@ -177,7 +208,7 @@ def test_existing_folder_is_kept_or_refused(demo, capsys):
     stamp = (demo / "settings.json").stat().st_mtime_ns
     data.write_demo(demo, SEED, limit=LIMIT)
     assert "already there" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="seed3: exists .*--out"):
+    with pytest.raises(ValueError, match="seed3: exists, .*--out"):
         data.write_demo(demo, SEED + 1, limit=LIMIT)
     assert (demo / "settings.json").stat().st_mtime_ns == stamp
 
