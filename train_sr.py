@@ -20,6 +20,7 @@ import argparse
 import copy
 import csv
 import functools
+import hashlib
 import os
 import sys
 from pathlib import Path
@@ -34,15 +35,30 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from models.checkpoint import load_file, read_state, save_atomic, write_csv
+from models.checkpoint import (
+    load_file,
+    load_last,
+    read_state,
+    save_atomic,
+    save_last,
+    write_csv,
+)
 from models.degradations import degrade_patch, usm_sharpen
 from models.discriminator import UNetDiscriminatorSN
-from models.distributed import finish, gather, init_distributed, main_first
+from models.distributed import (
+    Interrupt,
+    any_rank,
+    finish,
+    gather,
+    ignore_signals,
+    init_distributed,
+    main_first,
+)
 from models.hggt import Draws, MultiGT, check_data, check_patch_size, load_sets
 from models.iqa import load_iqa, min_side
-from models.losses import VGG19Loss, gan_loss_d, gan_loss_g, laplacian_loss
+from models.losses import LossWatch, VGG19Loss, gan_loss_d, gan_loss_g, laplacian_loss
 from models.rrdb import RRDBNet
-from models.scores import score_images
+from models.scores import cache_stem, score_images
 from models.swinir import SwinIR
 
 SAMPLERS = ("origs_only", "rand", "upos", "sma", "smp", "amo")
@@ -151,9 +167,22 @@ class StepDraws:
         return max(0, self.last - self.first + 1)
 
     def __iter__(self):
-        for step in range(self.first, self.last + 1):
-            start = (step - 1) * self.batch_size + self.rank * self.share
-            yield range(start, start + self.share)
+        return map(self.of_step, range(self.first, self.last + 1))
+
+    def of_step(self, step: int) -> range:
+        start = (step - 1) * self.batch_size + self.rank * self.share
+        return range(start, start + self.share)
+
+
+def read_batches(loader: DataLoader):
+    """The loader's batches; OSError where a worker process was killed from outside."""
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise OSError("a data worker was killed, most likely for lack of memory; run the same "
+                      "command again, with fewer --num-workers") from error
 
 
 def load_checked(args: argparse.Namespace) -> nn.Module:
@@ -196,6 +225,26 @@ def image_quality(args: argparse.Namespace, sets: MultiGT, iqa: nn.Module) -> np
     if np.isnan(quality).any():
         raise ValueError(f"--iqa {args.iqa}: could not score every image of {sets.root}, see above")
     return quality
+
+
+def run_settings(args: argparse.Namespace) -> dict:
+    """What decides a run's result, for resuming: flags, with files by name and checksum."""
+    passed = ("device", "rank", "world", "out", "steps", "num_workers", "save_every",
+              "sample_every", "check_data", "data")
+    settings = {k: v for k, v in sorted(vars(args).items()) if k not in passed}
+    for key in ("init", "init_d"):
+        if settings[key]:
+            digest = hashlib.sha256(Path(settings[key]).read_bytes()).hexdigest()[:12]
+            settings[key] = f"{Path(settings[key]).name} (sha256 {digest})"
+    return settings | {"iqa": cache_stem(args.iqa)}
+
+
+def data_settings(sets: MultiGT) -> str:
+    """The training data by its names, sizes and labels, wherever it lies."""
+    digest = hashlib.sha256(repr(sets.names).encode() + sets.sizes.tobytes())
+    if sets.labels is not None:
+        digest.update(sets.labels.tobytes())
+    return f"{len(sets.names)} sets (sha256 {digest.hexdigest()[:12]})"
 
 
 def save_samples(path: Path, lq: Tensor, sr: Tensor, gt: Tensor, count: int = 4) -> None:
@@ -258,19 +307,10 @@ def fit(args: argparse.Namespace, net_g: nn.Module, reward: nn.Module | None = N
 
     # Resume: all state is in last.pt, written atomically
     out.mkdir(parents=True, exist_ok=True)
-    settings = {k: v for k, v in sorted(vars(args).items())
-                if k not in ("device", "rank", "world", "out", "steps", "num_workers", "save_every",
-                             "sample_every", "check_data")}
+    settings = run_settings(args) | {"data": data_settings(sets)}
     meter = torch.zeros(1 + len(LOSSES) + shape[1], dtype=torch.float64, device=device)
-    done, last, log = 0, out / "last.pt", []
-    if last.is_file():
-        state = load_file(last)
-        for key, value in settings.items():
-            if state.get("settings", {}).get(key) != value:
-                raise ValueError(
-                    f"{last}: was trained with --{key.replace('_', '-')} "
-                    f"{state.get('settings', {}).get(key)}, not {value}; give another --out"
-                )
+    done, log, state = 0, [], load_last(out, settings)
+    if state:
         net_g.load_state_dict(state["params"])
         net_ema.load_state_dict(state["params_ema"])
         optim_g.load_state_dict(state["optim_g"])
@@ -306,13 +346,17 @@ def fit(args: argparse.Namespace, net_g: nn.Module, reward: nn.Module | None = N
                              device_ids=[device.index] if device.type == "cuda" else None)
     ddp_g = wrap(net_g) if world > 1 else net_g
     ddp_d = wrap(net_d) if world > 1 and net_d is not None else net_d
+    batches = StepDraws(done + 1, args.steps, args.batch_size, rank, world)
     loader = DataLoader(
-        draws, batch_sampler=StepDraws(done + 1, args.steps, args.batch_size, rank, world),
+        draws, batch_sampler=batches,
         num_workers=args.num_workers, pin_memory=device.type == "cuda",
+        worker_init_fn=ignore_signals,
         multiprocessing_context="fork" if args.num_workers else None,
     )
 
-    bar = tqdm(loader, initial=done, total=args.steps, desc=out.name, unit="it", disable=rank > 0)
+    watch, interrupt = LossWatch(device), Interrupt()
+    bar = tqdm(read_batches(loader), initial=done, total=args.steps, desc=out.name, unit="it",
+               disable=rank > 0)
     for step, batch in enumerate(bar, start=done + 1):
         lq = batch["lq"].to(device, non_blocking=True).float() / 255  # (N, 3, h, w)
         gts = batch["gts"].to(device, non_blocking=True).float() / 255  # (N, K or 1, 3, H, W)
@@ -376,12 +420,28 @@ def fit(args: argparse.Namespace, net_g: nn.Module, reward: nn.Module | None = N
                 bar.set_postfix({k: f"{m:.3g}" for k, m in zip(LOSSES, mean, strict=False) if m})
         if rank == 0 and args.sample_every and step % args.sample_every == 0:
             save_samples(out / "samples" / f"{step:06d}.png", lq, sr, gt)
-        if step % args.save_every == 0 or step == args.steps:
+
+        # Save: now and then, at the end, and when a signal asks to stop; never what is not finite
+        save = step % args.save_every == 0 or step == args.steps
+        bad = watch(step, losses)
+        stop, failed = any_rank(bool(interrupt.caught), bool(bad))
+        if (save or stop) and not failed:
+            bad = watch()
+            failed, = any_rank(bool(bad))
+        if failed:
+            if bad:
+                numbers = batches.of_step(bad[0])
+                names = ", ".join(sets.names[draws.set_of(n)] for n in numbers)
+                bad = (f"step {bad[0]}: a loss is not finite: {bad[1]}; draws {numbers[0]} to "
+                       f"{numbers[-1]}: {names}; {out} keeps its last good checkpoint")
+            raise ValueError(next(text for text in gather(bad) if text))
+        if save or stop:
             saved = meter.clone()
             if world > 1:
                 dist.all_reduce(saved)
             if rank == 0:
-                save_atomic(
+                save_last(
+                    out,
                     {
                         "params_ema": net_ema.state_dict(), "params": net_g.state_dict(),
                         "net_d": net_d.state_dict() if net_d is not None else None,
@@ -389,8 +449,13 @@ def fit(args: argparse.Namespace, net_g: nn.Module, reward: nn.Module | None = N
                         "optim_d": optim_d.state_dict() if optim_d is not None else None,
                         "step": step, "meter": saved, "settings": settings,
                     },
-                    last,
                 )
+        if stop and step < args.steps:
+            if rank == 0:
+                print(f"{out}: stopped by a signal after step {step}; the same command goes on")
+            finish()
+            sys.exit(0)
+    interrupt.restore()
     return net_ema
 
 

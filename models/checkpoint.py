@@ -5,6 +5,7 @@ dict (BasicSR, official SwinIR, ESRGAN); all three are read. Nothing is ever unp
 tensors and plain containers (`weights_only=True`).
 """
 
+import contextlib
 import csv
 import io
 import os
@@ -53,14 +54,46 @@ def save_atomic(obj: dict, path: str | Path) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    buffer = io.BytesIO()
+    torch.save(obj, buffer)  # straight to a full disk, it would raise anything but an OSError
     try:
         with open(temporary, "wb") as file:
-            torch.save(obj, file)
+            file.write(buffer.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def load_last(out: Path, settings: dict) -> dict | None:
+    """The checkpoint that a run goes on from, its settings compared; None for a new run."""
+    last, previous = out / "last.pt", out / "previous.pt"
+    if not last.is_file():
+        return None
+    try:
+        state = load_file(last)
+        if not {"params", "params_ema", "optim_g", "step", "settings"} <= set(state):
+            raise ValueError(f"{last}: not a training checkpoint; give another --out")
+    except ValueError as error:
+        if previous.is_file():
+            raise ValueError(f"{error}; for the one before: mv {previous} {last}") from error
+        raise
+    for key, value in settings.items():
+        if state["settings"].get(key) != value:
+            raise ValueError(f"{last}: was trained with --{key.replace('_', '-')} "
+                             f"{state['settings'].get(key)}, not {value}; give another --out")
+    return state
+
+
+def save_last(out: Path, state: dict) -> None:
+    """Write last.pt, and keep the one before as previous.pt; at every moment one is whole."""
+    last, previous = out / "last.pt", out / "previous.pt"
+    if last.is_file():
+        with contextlib.suppress(OSError):  # a file system without hard links keeps none
+            previous.unlink(missing_ok=True)
+            os.link(last, previous)
+    save_atomic(state, last)
 
 
 def write_csv(

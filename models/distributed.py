@@ -1,6 +1,7 @@
 """The little that several processes under torchrun need; without torchrun all of it is a no-op."""
 
 import os
+import signal
 from collections.abc import Callable
 from datetime import timedelta
 from typing import TypeVar
@@ -40,6 +41,40 @@ def main_first(work: Callable[[], T]) -> T:
     result = work() if main else None
     gather()
     return result if main else work()
+
+
+class Interrupt:
+    """SIGTERM and SIGINT as a flag, so that a loop can end between two steps; a second one kills.
+
+    caught: the signal's name, or "". To be made in the main thread; `restore` ends it.
+    """
+
+    def __init__(self):
+        self.caught = ""
+        self.before = {s: signal.signal(s, self._catch) for s in (signal.SIGTERM, signal.SIGINT)}
+
+    def _catch(self, number: int, frame: object) -> None:
+        self.caught = signal.Signals(number).name
+        self.restore()
+
+    def restore(self) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+def ignore_signals(worker: int = 0) -> None:
+    """worker_init_fn of a DataLoader: its workers end with their parent, not before it."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def any_rank(*flags: bool) -> list[bool]:
+    """For each flag, whether it is set on any rank; the same answer on every rank."""
+    if not dist.is_initialized():
+        return list(flags)
+    total = torch.tensor(flags, dtype=torch.int32)  # on the CPU: by gloo, no GPU waits
+    dist.all_reduce(total, dist.ReduceOp.MAX)
+    return total.bool().tolist()
 
 
 def finish() -> None:

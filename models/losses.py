@@ -147,3 +147,36 @@ def gan_loss_d(pred_real: torch.Tensor, pred_fake: torch.Tensor) -> torch.Tensor
     """
     real = F.binary_cross_entropy_with_logits(pred_real, torch.ones_like(pred_real))
     return real + F.binary_cross_entropy_with_logits(pred_fake, torch.zeros_like(pred_fake))
+
+
+class LossWatch:
+    """Finds a step whose losses are not finite, one step late so that a GPU need not wait."""
+
+    def __init__(self, device: torch.device):
+        self.cuda, self.waiting = device.type == "cuda", None
+
+    def __call__(
+        self, step: int = 0, losses: dict[str, torch.Tensor] | None = None
+    ) -> tuple[int, str] | None:
+        """(step, its losses) of the step before if they are not finite; None where all is well.
+
+        Without arguments no further step is queued.
+        """
+        before, self.waiting = self.waiting, None
+        if losses is not None:
+            values = torch.stack([v.detach() for v in losses.values()]).float()
+            host = torch.empty(values.shape, pin_memory=self.cuda)
+            host.copy_(values, non_blocking=True)
+            event = torch.cuda.Event() if self.cuda else None
+            if event:
+                event.record()
+            self.waiting = step, list(losses), host, event
+        if before is None:
+            return None
+        step, names, host, event = before
+        if event:
+            event.synchronize()
+        if host.isfinite().all():
+            return None
+        parts = zip(names, host.tolist(), strict=True)
+        return step, ", ".join(f"{name} {value:.4g}" for name, value in parts)
