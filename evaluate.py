@@ -11,7 +11,8 @@ In:  checkpoints of SwinIR or RRDBNet (x4; train_sr.py's or public ones); GT as 
      it, LQ as NAME.png; or RealSR v3 with its *_HR.png and *_LR4.png.
 Out: --out, one row per model under comment lines that state the protocol; beside it
      <out>_per_image.csv, one row per model and image, with the PSNR against the original as well;
-     both are written anew after every model.
+     both are written anew after every model, and an interrupted run goes on from
+     them where protocol and weights are the same.
 
 Protocol (paper Sec. 5; HGGT's scripts): whole images, SR rounded to 8 bit before every metric. Full
 reference: RGB, 4-pixel border cropped, mean over an image's Positive GTs (the original where there
@@ -20,6 +21,8 @@ no-reference value among the GTs of a set, mean over the sets.
 """
 
 import argparse
+import csv
+import hashlib
 import importlib.metadata
 import math
 import os
@@ -41,6 +44,7 @@ from models.rrdb import RRDBNet
 from models.swinir import SwinIR
 
 SCALE = 4
+GOLD = "Gold Standard"
 CROP_BORDER = 4  # pixels, of the full-reference metrics (HGGT)
 METRICS = ["psnr", "ssim", "lpips", "lpips_st", "dists", "musiq", "nima", "qalign", "topiq"]
 FULL_REFERENCE = {"lpips": "lpips", "lpips_st": "stlpips", "dists": "dists"}  # pyiqa's names
@@ -107,7 +111,7 @@ def reference_members(labels: np.ndarray | None, index: int) -> list[int]:
 
 def needs_human_labels(model: str) -> bool:
     """Whether a row of Table 5 rests on human labels, told by its name."""
-    return model == "Gold Standard" or "UPos" in model or "SMP" in model
+    return model == GOLD or "UPos" in model or "SMP" in model
 
 
 @torch.no_grad()
@@ -213,6 +217,29 @@ def smallest_side(spec: str) -> int:
     return min_side(NO_REFERENCE.get(name, name))
 
 
+def sha256(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
+
+
+def read_done(path: Path, protocol: list[str]) -> dict:
+    """What a per-image table holds, if it was made under this protocol: {model: {image: scores}}.
+
+    The comment lines of its rows, which name their weights, are among the keys. Empty where there
+    is no such table, or one of another protocol.
+    """
+    if not path.is_file():
+        return {}
+    lines = path.read_text(encoding="utf-8").splitlines()
+    comments = [line.removeprefix("# ") for line in lines if line.startswith("#")]
+    if comments[: len(protocol)] != protocol:
+        return {}
+    done: dict = dict.fromkeys(comments)
+    for row in csv.DictReader(lines[len(comments) :]):
+        scores = {c: float(v) for c, v in row.items() if c not in ("model", "image") and v}
+        done.setdefault(row["model"], {})[row["image"]] = scores
+    return done
+
+
 def refuse(problems: list[str], shown: int = 20) -> None:
     if problems:
         more = [f"and {len(problems) - shown} more problems"] if len(problems) > shown else []
@@ -278,38 +305,53 @@ def main(args: argparse.Namespace) -> None:
             "the original (no labels)" if sets.labels is None else
             f"the mean of the Positive GTs; {without} images without one against the original"),
         "no reference: whole SR, up = better (a lower-better score is negated)",
+        f"metrics: {' '.join(specs)}",
         *(f"column {column}: empty, its weights could not be had" for column in unavailable),
-        f"Python {platform.python_version()}, torch {torch.__version__}, pyiqa {pyiqa_version()}",
+        f"Python {platform.python_version()}, torch {torch.__version__}, pyiqa {pyiqa_version()}, "
+        f"on {device.type}",
+        *(f"column {c}: {spec.partition('@')[0]}, weights sha256 {sha256(spec.partition('@')[2])}"
+          for c, spec in specs.items() if "@" in spec),
     ]
+    files = {model: f"row {model}: weights sha256 {sha256(path)}" for model, path in models.items()}
+    out_images = Path(args.out).with_name(f"{Path(args.out).stem}_per_image.csv")
+    done = read_done(out_images, protocol)  # by an interrupted run of this very evaluation
     columns = list(dict.fromkeys([*METRICS, *specs]))  # Table 5's, asked for or not, then others
     table: list[list[str]] = []
     per_image: list[list[str]] = []
 
     def add_row(model: str, scores: list[dict[str, float]]) -> None:
         """One model's rows in both tables, which are then written."""
+        scores = [{c: round(v, 6) for c, v in s.items()} for s in scores]  # as they are written
         human = "no" if needs_human_labels(model) else "yes"
         means = {c: float(np.mean([s[c] for s in scores])) for c in scores[0]}
         table.append([model, human, *(f"{means[c]:.4f}" if c in means else "" for c in columns)])
         every = [*columns, "psnr_original"]
         for name, s in zip(sets.names, scores, strict=True):
             per_image.append([model, name, *(f"{s[c]:.6f}" if c in s else "" for c in every)])
-        write_csv(args.out, ["model", "no_human_labels", *columns], table, protocol)
-        out = Path(args.out)
-        write_csv(out.with_name(f"{out.stem}_per_image.csv"), ["model", "image", *every],
-                  per_image, protocol)
+        comments = [*protocol, *(files[row[0]] for row in table if row[0] in files)]
+        write_csv(args.out, ["model", "no_human_labels", *columns], table, comments)
+        write_csv(out_images, ["model", "image", *every], per_image, comments)
 
     # Gold standard: the best no-reference value among the GTs of each set, once for all models
-    if no_reference and len(sets.paths[0]) > 1:
+    if no_reference and len(sets.paths[0]) > 1 and len(done.get(GOLD, ())) == len(sets.names):
+        add_row(GOLD, list(done[GOLD].values()))
+    elif no_reference and len(sets.paths[0]) > 1:
         scores = []
-        for paths in tqdm(sets.paths, desc="Gold Standard", unit="set"):
+        for paths in tqdm(sets.paths, desc=GOLD, unit="set"):
             gts = torch.cat([to_tensor(path, device) for path in paths])  # (K, 3, H, W)
             scores.append({c: f(gts).max().item() for c, f in no_reference.items()})
-        add_row("Gold Standard", scores)
+        add_row(GOLD, scores)
 
     # Models, one in memory at a time
     for model, path in models.items():
+        saved = [Path(args.save_sr or "") / model / f"{name}.png" for name in sets.names]
+        if (files[model] in done and list(done.get(model, ())) == sets.names
+                and (not args.save_sr or all(file.is_file() for file in saved))):
+            print(f"{model}: all {len(sets.names)} images are in {out_images} already")
+            add_row(model, list(done[model].values()))
+            continue
         net, scores = load_net(path).to(device), []
-        for i, name in enumerate(tqdm(sets.names, desc=model, unit="image")):
+        for i in tqdm(range(len(sets.names)), desc=model, unit="image"):
             sr = super_resolve(net, to_tensor(lq_files[i], device))
             members = reference_members(sets.labels, i)
             gts = torch.cat([to_tensor(sets.paths[i][k], device) for k in members])
@@ -321,7 +363,7 @@ def main(args: argparse.Namespace) -> None:
             row["psnr_original"] = psnr(sr, original, CROP_BORDER).item()
             scores.append(row)
             if args.save_sr:
-                save_png(Path(args.save_sr) / model / f"{name}.png", sr)
+                save_png(saved[i], sr)
         add_row(model, scores)
 
     # The table, as the paper rounds it

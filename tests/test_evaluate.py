@@ -219,6 +219,42 @@ def test_the_tables_of_a_whole_run(data, tmp_path):
     assert len({len(line) for line in table}) == 1
 
 
+def test_an_interrupted_evaluation_goes_on(data, tmp_path, monkeypatch):
+    """Rows that are complete are kept, the others made; the tables are a straight run's."""
+    root, _ = data
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(str(root))
+    out, images = tmp_path / "t.csv", tmp_path / "t_per_image.csv"
+    flags = arguments(root, out, "--metrics", "psnr", "--extra", "q=own_metric:mean",
+                      "--save-sr", str(tmp_path / "sr"))
+    main(*flags)
+    straight = out.read_bytes(), images.read_bytes()
+    made = []
+    monkeypatch.setattr(evaluate, "super_resolve", lambda net, lq, f=evaluate.super_resolve:
+                        made.append(type(net).__name__) or f(net, lq))
+
+    def remade(*more):
+        made.clear()
+        main(*flags, *more)
+        return list(made)
+
+    check = ["SwinIR", "RRDBNet"]  # load_net tries each network once
+    assert remade() == check and (out.read_bytes(), images.read_bytes()) == straight
+    lines = images.read_text().splitlines(keepends=True)
+    images.write_text("".join(lines[:-1]))  # cut in the last model
+    assert remade() == [*check, *["RRDBNet"] * 4]
+    assert (out.read_bytes(), images.read_bytes()) == straight
+    (tmp_path / "sr/SwinIR-AMO/img01.png").unlink()
+    assert remade().count("SwinIR") == 5
+    torch.manual_seed(1)
+    net = RRDBNet(num_feat=8, num_block=1, num_grow_ch=4)
+    before = (root / "RealESRGAN-UPos.pt").read_bytes()
+    save_atomic({"params_ema": net.state_dict()}, root / "RealESRGAN-UPos.pt")
+    assert remade().count("RRDBNet") == 5 and images.read_bytes() != straight[1]  # other weights
+    (root / "RealESRGAN-UPos.pt").write_bytes(before)
+    assert len(remade("--metrics", "psnr", "ssim")) == 10  # other columns
+
+
 def test_bad_input_ends_in_one_line_and_exit_code_2(data, tmp_path):
     root, _ = data
     (tmp_path / "lq").mkdir()

@@ -1,4 +1,4 @@
-"""Kill a training and a fine-tuning run at random moments, many times; compare with undisturbed ones.
+"""Kill a training and a fine-tuning at random moments, many times; compare with undisturbed ones.
 
     python tests/faults/kill_loop.py --kills 20
 
