@@ -404,7 +404,10 @@ paper() { # [--dry-run] [--only STEP]...
   for step in "${todo[@]}"; do
     paper_command "$step"
     echo "== $step"
-    "${command[@]}" </dev/null || { echo "run_all.sh: $step failed; the same command resumes" >&2; exit 1; }
+    if ! "${command[@]}" </dev/null || { [ -n "$made" ] && [ ! -f "$made" ]; }; then
+      echo "run_all.sh: $step did not end well; the same command goes on from there" >&2
+      exit 1
+    fi
   done
 }
 
