@@ -288,10 +288,14 @@ paper_steps() { # all of them, in order
   printf '%s\n' table5 table8 figures study
 }
 
-paper_chain() { # STEP: it and what it starts from, first things first
+paper_chain() { # STEP: it and what it starts from as far as that is missing, first things first
+  local from
   case $1 in
     *-stage1 | analysis | table5 | table8 | figures | study) ;;
-    *) paper_chain "${1%%-*}-$(row_field "${1#*-}" 3)" ;;
+    *)
+      from=${1%%-*}-$(row_field "${1#*-}" 3)
+      [ -f "runs/$from/net_g_ema.pt" ] || paper_chain "$from"
+      ;;
   esac
   echo "$1"
 }
