@@ -288,10 +288,14 @@ paper_steps() { # all of them, in order
   printf '%s\n' table5 table8 figures study
 }
 
-paper_chain() { # STEP: it and what it starts from, first things first
+paper_chain() { # STEP: it and what it starts from as far as that is missing, first things first
+  local from
   case $1 in
     *-stage1 | analysis | table5 | table8 | figures | study) ;;
-    *) paper_chain "${1%%-*}-$(row_field "${1#*-}" 3)" ;;
+    *)
+      from=${1%%-*}-$(row_field "${1#*-}" 3)
+      [ -f "runs/$from/net_g_ema.pt" ] || paper_chain "$from"
+      ;;
   esac
   echo "$1"
 }
@@ -404,7 +408,10 @@ paper() { # [--dry-run] [--only STEP]...
   for step in "${todo[@]}"; do
     paper_command "$step"
     echo "== $step"
-    "${command[@]}" </dev/null || { echo "run_all.sh: $step failed; the same command resumes" >&2; exit 1; }
+    if ! "${command[@]}" </dev/null || { [ -n "$made" ] && [ ! -f "$made" ]; }; then
+      echo "run_all.sh: $step did not end well; the same command goes on from there" >&2
+      exit 1
+    fi
   done
 }
 

@@ -167,8 +167,9 @@ def test_only_plans_what_a_row_starts_from_and_skips_what_is_complete(tmp_path):
     (tmp_path / "runs/RealESRGAN-UPos").mkdir(parents=True)
     (tmp_path / "runs/RealESRGAN-UPos/net_g_ema.pt").touch()
     text = run_all(*step, cwd=tmp_path, GPUS="2").stdout
-    assert re.search("RealESRGAN-UPos +complete: runs/RealESRGAN-UPos/net_g_ema.pt", text)
-    assert "in all 71.0 h" in text  # (32 + 3.5) hours on four, twice that on two
+    assert "stage1" not in text and "in all 7.0 h" in text  # 3.5 hours on four, 7 on two
+    whole = run_all("paper", "--dry-run", cwd=tmp_path).stdout
+    assert re.search("RealESRGAN-UPos +complete: runs/RealESRGAN-UPos/net_g_ema.pt", whole)
 
 
 @pytest.mark.parametrize("name", ["swinir_tiny", "rrdb_tiny"])

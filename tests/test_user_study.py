@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from make_data import smooth_image
 from PIL import Image, PngImagePlugin
+from playwright.sync_api import Error as PlaywrightError
 from playwright.sync_api import sync_playwright
 
 import user_study
@@ -122,13 +123,15 @@ def test_the_key_says_what_the_pages_show(study):
 @pytest.fixture(scope="module")
 def browser():
     found = (shutil.which(n) for n in ("chromium", "chromium-browser", "google-chrome"))
-    executable = next(filter(None, found), None)
-    if executable is None:
-        pytest.fail("no Chromium found to test the page with: apt install chromium")
+    executable = next(filter(None, found), None)  # None: playwright's own, if it is installed
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=[
-            "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run",
-            "--disable-component-update", "--disable-sync"])
+        try:
+            browser = playwright.chromium.launch(executable_path=executable, args=[
+                "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+                "--no-first-run", "--disable-component-update", "--disable-sync"])
+        except PlaywrightError as error:
+            pytest.fail("no Chromium to test the page with: apt install chromium, or "
+                        f"python -m playwright install chromium ({str(error)[:200]})")
         yield browser
         browser.close()
 
