@@ -160,8 +160,8 @@ demo() { # [--all-rows]
     --perceptual laplacian --num-workers 0 --log-every 10 --sample-every 50"
   one="--lambda-p 0 --lambda-a 0 --steps 400 --lr 1e-3 --milestones 200 300 360 --ema-decay 0.95"
   # The discriminator collapses at higher rates, on some rows only, which hides the samplers
-  two="--steps 200 --lr 1e-3 --lr-d 2e-4 --lambda-a 0.05 --milestones 120 160 180 --ema-decay 0.98
-    --tau 3"
+  two="--steps 200 --lr 1e-3 --lr-d 2e-4 --lambda-a 0.03 --milestones 120 160 180
+    --ema-decay 0.985 --tau 3"
   # lambda_q is in units of Q, 0 to 100, as the paper's 0.05 is in units of MUSIQ
   fine="--steps 60 --lr 2e-3 --lr-d 2e-4 --milestones 45 --ema-decay 0.9 --lora-rank 8 --lambda-q 0.001"
 
