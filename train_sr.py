@@ -17,6 +17,7 @@ Out: --out (default runs/<net>-<sampler>) with net_g_ema.pt (the result), last.p
 """
 
 import argparse
+import contextlib
 import copy
 import csv
 import functools
@@ -50,9 +51,9 @@ from models.distributed import (
     any_rank,
     finish,
     gather,
-    ignore_signals,
     init_distributed,
     main_first,
+    outlive_signals,
 )
 from models.hggt import Draws, MultiGT, check_data, check_patch_size, load_sets
 from models.iqa import load_iqa, min_side
@@ -174,10 +175,11 @@ class StepDraws:
         return range(start, start + self.share)
 
 
-def read_batches(loader: DataLoader):
-    """The loader's batches; OSError where a worker process was killed from outside."""
+@contextlib.contextmanager
+def dead_worker_named():
+    """OSError, one line, where a data worker was killed: torch raises at any point of the loop."""
     try:
-        yield from loader
+        yield
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
@@ -259,6 +261,7 @@ def save_samples(path: Path, lq: Tensor, sr: Tensor, gt: Tensor, count: int = 4)
 # ------------------------------------------------------------------------- training
 
 
+@dead_worker_named()
 def fit(args: argparse.Namespace, net_g: nn.Module, reward: nn.Module | None = None) -> nn.Module:
     """Train what requires a gradient in net_g on args.data; returns the averaged network (EMA).
 
@@ -350,13 +353,12 @@ def fit(args: argparse.Namespace, net_g: nn.Module, reward: nn.Module | None = N
     loader = DataLoader(
         draws, batch_sampler=batches,
         num_workers=args.num_workers, pin_memory=device.type == "cuda",
-        worker_init_fn=ignore_signals,
+        worker_init_fn=outlive_signals,
         multiprocessing_context="fork" if args.num_workers else None,
     )
 
     watch, interrupt = LossWatch(device), Interrupt()
-    bar = tqdm(read_batches(loader), initial=done, total=args.steps, desc=out.name, unit="it",
-               disable=rank > 0)
+    bar = tqdm(loader, initial=done, total=args.steps, desc=out.name, unit="it", disable=rank > 0)
     for step, batch in enumerate(bar, start=done + 1):
         lq = batch["lq"].to(device, non_blocking=True).float() / 255  # (N, 3, h, w)
         gts = batch["gts"].to(device, non_blocking=True).float() / 255  # (N, K or 1, 3, H, W)

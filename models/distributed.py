@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from collections.abc import Callable
 from datetime import timedelta
 from typing import TypeVar
@@ -62,10 +63,21 @@ class Interrupt:
             signal.signal(number, handler)
 
 
-def ignore_signals(worker: int = 0) -> None:
-    """worker_init_fn of a DataLoader: its workers end with their parent, not before it."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+def outlive_signals(worker: int = 0) -> None:
+    """worker_init_fn of a DataLoader: its workers end when their parent says so, and only then.
+
+    A scheduler's SIGTERM, like Ctrl-C, reaches the workers too; without them the parent could not
+    finish its step. (Python's handlers do not know the sender, so a thread waits for the signal.)
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def any_rank(*flags: bool) -> list[bool]:
