@@ -222,7 +222,7 @@ def test_a_loss_that_is_not_a_number_stops_all_ranks(base, processes):
 def test_a_killed_worker_is_one_line(base):
     out = base / "worker"
     process = start(*AMO, "--num-workers", 1, "--steps", 5000, "--out", "worker", cwd=base)
-    wait_for(lambda: step_of(out) >= 2, process)
+    wait_for(lambda: step_of(out) >= 4, process)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     for child in children:
         os.kill(int(child), signal.SIGKILL)
