@@ -7,7 +7,7 @@ PYTHON=$(bash run_all.sh python tests/requirements.txt)
 if ! command -v chromium chromium-browser google-chrome >/dev/null; then
   echo "installing Chromium for the user study's test (once)" >&2
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-    { apt-get update && apt-get install -y --no-install-recommends chromium; } >/dev/null 2>&1 ||
+    { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y chromium; } >/dev/null 2>&1 ||
       echo "tests/run.sh: apt-get install chromium failed" >&2
   else
     "$PYTHON" -m playwright install chromium >&2 || echo "tests/run.sh: no Chromium" >&2

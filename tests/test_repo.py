@@ -79,6 +79,35 @@ def test_files_named_in_the_readme_exist():
         assert (ROOT / picture).exists(), picture
 
 
+def test_readme_numbers_are_those_of_the_committed_tables():
+    readme = (ROOT / "README.md").read_text()
+    with open(ROOT / "results/demo/seeds_swinir_means.csv", newline="") as file:
+        means = {f"SwinIR-{row['row']}": row for row in csv.DictReader(file)}
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in readme.splitlines()
+            if line.startswith("| SwinIR-")]
+    assert [row[0] for row in rows] == list(means)
+    for name, *cells in rows:
+        expected = [f"{means[name][m]} ± {means[name][m + '_sd']}"
+                    for m in ("q", "judge", "psnr", "psnr_original")]
+        assert cells == expected, name
+    with open(ROOT / "results/demo/seeds_swinir.csv", newline="") as file:
+        for row in csv.DictReader(file):
+            assert re.search(rf"\| {re.escape(row['ordering'])}( \(not.*\))? \| {row['held']} \|",
+                             readme), row
+
+
+def test_committed_results_are_whole_and_finite():
+    folder = ROOT / "results/demo"
+    tables = {path.name for path in folder.glob("*.csv")}
+    assert tables >= {f"table{n}.csv" for n in range(1, 9)} | {
+        "comparison.csv", "figure2.csv", "structured_noise.csv", "user_study_simulated.csv"}
+    for n in (2, 3, 4, 5, 6, 7, 8):
+        assert (folder / f"figure{n}.png").stat().st_size > 5000
+    for name in tables:
+        for line in (folder / name).read_text().splitlines():
+            assert line.startswith("#") or not re.search(r"(^|,)-?(nan|inf)(,|$)", line), name
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_flag_in_the_readme_is_one(script):
     text = subprocess.run([sys.executable, f"{script}.py", "--help"], cwd=ROOT, check=True,
