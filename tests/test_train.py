@@ -270,8 +270,6 @@ STAGE2 = ("--sampler", "amo", "--init", "stage1/net_g_ema.pt", "--out", "bad")
         ("absent: no such folder", ("--data", "absent")),
         ("--tau 0.0: must be positive", ("--tau", 0)),
         ("--patch-size 36: must be a multiple of 8", ("--patch-size", 36)),
-        ("last.pt: was trained with --data HGGT, not HGGT/Train/images/0-4",
-         ("--data", "HGGT/Train/images/0-4", "--out", "amo")),
         ("64x64 is smaller than --patch-size 128", ("--patch-size", 128)),
         ("no_such_metric", ("--iqa", "no_such_metric")),
         ("absent.pt: no such file", ("--init", "absent.pt")),
