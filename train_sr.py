@@ -238,7 +238,8 @@ def run_settings(args: argparse.Namespace) -> dict:
         if settings[key]:
             digest = hashlib.sha256(Path(settings[key]).read_bytes()).hexdigest()[:12]
             settings[key] = f"{Path(settings[key]).name} (sha256 {digest})"
-    return settings | {"iqa": cache_stem(args.iqa)}
+    scored = args.sampler in ("sma", "smp", "amo") or args.lambda_q
+    return settings | {"iqa": cache_stem(args.iqa) if scored else None}
 
 
 def data_settings(sets: MultiGT) -> str:
