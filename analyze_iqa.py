@@ -180,8 +180,9 @@ def separated_positives(quality: np.ndarray, labels: np.ndarray) -> list[tuple[i
     apart; the largest difference first.
     """
     pairs = []
-    for i in np.flatnonzero(((labels == 1) & ~np.isnan(quality)).sum(1) >= 2):
-        positive = np.flatnonzero((labels[i] == 1) & ~np.isnan(quality[i]))
+    scored = (labels == 1) & ~np.isnan(quality)
+    for i in np.flatnonzero(scored.sum(1) >= 2):
+        positive = np.flatnonzero(scored[i])
         order = positive[np.argsort(quality[i, positive], kind="stable")]
         pairs.append((int(i), int(order[0]), int(order[-1])))
     return sorted(pairs, key=lambda p: quality[p[0], p[1]] - quality[p[0], p[2]])

@@ -22,7 +22,6 @@ no-reference value among the GTs of a set, mean over the sets.
 
 import argparse
 import csv
-import hashlib
 import importlib.metadata
 import math
 import os
@@ -37,7 +36,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from models.checkpoint import read_state, write_csv
+from models.checkpoint import file_digest, read_state, write_csv
 from models.hggt import MultiGT, index_sets, png_size, read_rgb
 from models.iqa import MetricUnavailable, load_fr, load_iqa, min_side
 from models.rrdb import RRDBNet
@@ -217,15 +216,11 @@ def smallest_side(spec: str) -> int:
     return min_side(NO_REFERENCE.get(name, name))
 
 
-def sha256(path: str) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
+def read_done(path: Path, protocol: list[str], files: dict[str, str]) -> dict[str, dict]:
+    """What a per-image table holds of this very evaluation: {model: {image: scores}}.
 
-
-def read_done(path: Path, protocol: list[str]) -> dict:
-    """What a per-image table holds, if it was made under this protocol: {model: {image: scores}}.
-
-    The comment lines of its rows, which name their weights, are among the keys. Empty where there
-    is no such table, or one of another protocol.
+    files: {model: the comment line that names its weights}; a model of other weights is left out,
+    and so is everything in a table of another protocol.
     """
     if not path.is_file():
         return {}
@@ -233,8 +228,10 @@ def read_done(path: Path, protocol: list[str]) -> dict:
     comments = [line.removeprefix("# ") for line in lines if line.startswith("#")]
     if comments[: len(protocol)] != protocol:
         return {}
-    done: dict = dict.fromkeys(comments)
+    done: dict[str, dict] = {}
     for row in csv.DictReader(lines[len(comments) :]):
+        if row["model"] != GOLD and files.get(row["model"]) not in comments:
+            continue
         scores = {c: float(v) for c, v in row.items() if c not in ("model", "image") and v}
         done.setdefault(row["model"], {})[row["image"]] = scores
     return done
@@ -251,7 +248,6 @@ def refuse(problems: list[str], shown: int = 20) -> None:
 
 def main(args: argparse.Namespace) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
     torch.backends.cudnn.allow_tf32 = False  # it moves scores in the third digit
 
     # Inputs: everything is checked before the first image is made
@@ -309,12 +305,12 @@ def main(args: argparse.Namespace) -> None:
         *(f"column {column}: empty, its weights could not be had" for column in unavailable),
         f"Python {platform.python_version()}, torch {torch.__version__}, pyiqa {pyiqa_version()}, "
         f"on {device.type}",
-        *(f"column {c}: {spec.partition('@')[0]}, weights sha256 {sha256(spec.partition('@')[2])}"
-          for c, spec in specs.items() if "@" in spec),
+        *(f"column {c}: {name}, weights sha256 {file_digest(file)}"
+          for c, (name, at, file) in ((c, s.partition("@")) for c, s in specs.items()) if at),
     ]
-    files = {model: f"row {model}: weights sha256 {sha256(path)}" for model, path in models.items()}
+    files = {m: f"row {m}: weights sha256 {file_digest(path)}" for m, path in models.items()}
     out_images = Path(args.out).with_name(f"{Path(args.out).stem}_per_image.csv")
-    done = read_done(out_images, protocol)  # by an interrupted run of this very evaluation
+    done = read_done(out_images, protocol, files)  # by an interrupted run
     columns = list(dict.fromkeys([*METRICS, *specs]))  # Table 5's, asked for or not, then others
     table: list[list[str]] = []
     per_image: list[list[str]] = []
@@ -345,7 +341,7 @@ def main(args: argparse.Namespace) -> None:
     # Models, one in memory at a time
     for model, path in models.items():
         saved = [Path(args.save_sr or "") / model / f"{name}.png" for name in sets.names]
-        if (files[model] in done and list(done.get(model, ())) == sets.names
+        if (list(done.get(model, ())) == sets.names
                 and (not args.save_sr or all(file.is_file() for file in saved))):
             print(f"{model}: all {len(sets.names)} images are in {out_images} already")
             add_row(model, list(done[model].values()))

@@ -20,7 +20,6 @@ Fig. 8 where AMO+FT, and in Figures 3 and 5 where the naive result has most stru
 """
 
 import argparse
-import csv
 import math
 import os
 import sys
@@ -33,7 +32,7 @@ import matplotlib
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from models.checkpoint import write_csv
+from models.checkpoint import read_csv, write_csv
 from models.hggt import load_sets, png_size, read_rgb
 
 matplotlib.use("Agg")
@@ -211,25 +210,6 @@ class Test:
     def values(self, model: str, metric: str) -> dict[str, float]:
         """{image: score} of one row."""
         return {n: s[metric] for (m, n), s in self.scores.items() if m == model and metric in s}
-
-
-def read_table(path: Path, columns: Sequence[str]) -> tuple[list[dict[str, str]], list[str]]:
-    """Rows of a CSV, and its comment lines (which begin with #). ValueError names the file."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such table")
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        table = csv.DictReader((line for line in lines if not line.startswith("#")), strict=True)
-        rows = list(table)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: not a CSV text file ({error}); make it again") from error
-    if absent := [c for c in columns if c not in (table.fieldnames or ())]:
-        raise ValueError(f"{path}: no column {', '.join(absent)}; make it again")
-    for row in rows:
-        if None in row or None in row.values():
-            raise ValueError(f"{path}: row {next(iter(row.values()))!r} has too few or too many "
-                             "cells; make it again")
-    return rows, [line.removeprefix("#").strip() for line in lines if line.startswith("#")]
 
 
 def check_size(path: Path, size: tuple[int, int], scale: int = 1) -> None:
@@ -614,15 +594,15 @@ def main(args: argparse.Namespace) -> None:
     # Inputs: everything is checked before anything is written
     if not results.is_dir():
         raise FileNotFoundError(f"--results {results}: no such folder")
-    paper = {n: read_table(args.paper / f"table{n}.csv", [KEY[n]])[0] for n in KEY}
-    tables = {n: read_table(results / f"table{n}.csv", [KEY[n]]) for n in KEY
+    paper = {n: read_csv(args.paper / f"table{n}.csv", [KEY[n]])[0] for n in KEY}
+    tables = {n: read_csv(results / f"table{n}.csv", [KEY[n]]) for n in KEY
               if n != 7 and (results / f"table{n}.csv").is_file()}
     if not tables:
         raise FileNotFoundError(f"--results {results}: no table1.csv to table8.csv; run "
                                 "analyze_iqa.py or evaluate.py with this folder")
     per_image: list[dict[str, str]] = []
     if args.sr or (results / "table5_per_image.csv").is_file():
-        per_image, _ = read_table(results / "table5_per_image.csv", ["model", "image"])
+        per_image, _ = read_csv(results / "table5_per_image.csv", ["model", "image"])
         scored = {c for row in per_image for c in numbers(row)} - {*FULL_REFERENCE}
         for flag, column in (("--quality", quality), ("--held-out", held_out)):
             if args.sr and column not in scored:
@@ -631,7 +611,7 @@ def main(args: argparse.Namespace) -> None:
     pairs, comments, figure2 = [], [], results / "figure2.csv"
     if figure2.is_file():
         columns = ("set", "image1", "image2", "quality1", "quality2")
-        pairs, comments = read_table(figure2, columns)
+        pairs, comments = read_csv(figure2, columns)
     for pair, i in ((pair, i) for pair in pairs[:4] for i in (1, 2)):
         if not Path(pair[f"image{i}"]).is_file() or number(pair[f"quality{i}"]) is None:
             raise ValueError(f"{figure2}: {pair[f'image{i}']}: no such image here, or no quality; "

@@ -315,6 +315,10 @@ paper_command() { # STEP: sets command, made (the file that marks it complete, i
   local net=${1%%-*} row=${1#*-} launch flags init models=() with=()
   launch=("$PYTHON" -m torch.distributed.run --standalone "--nproc_per_node=$gpus")
   made= hours=
+  case $net in
+    SwinIR) init=${SWINIR_INIT-} with=(--net swinir) hours=23 ;;
+    RealESRGAN) init=${RRDB_INIT-} with=(--net rrdb) hours=32 ;;
+  esac
   case $1 in
     analysis)
       command=("${launch[@]}" analyze_iqa.py --pairs "$sbs/train.csv" --pairs-test "$sbs/test.csv"
@@ -344,19 +348,11 @@ paper_command() { # STEP: sets command, made (the file that marks it complete, i
       made=results/paper/study/key.json
       ;;
     *-stage1)
-      case $net in
-        SwinIR) init=${SWINIR_INIT-} with=(--net swinir) hours=23 ;;
-        RealESRGAN) init=${RRDB_INIT-} with=(--net rrdb) hours=32 ;;
-      esac
       command=("${launch[@]}" train_sr.py "${with[@]}" --data "$df2k" --lambda-p 0 --lambda-a 0
         --seed "$seed" --init "$init" --out "runs/$1")
       made=runs/$1/net_g_ema.pt
       ;;
     *)
-      case $net in
-        SwinIR) with=(--net swinir) hours=23 ;;
-        RealESRGAN) with=(--net rrdb) hours=32 ;;
-      esac
       [ "$(row_field "$row" 2)" = finetune_lora.py ] && hours=3.5
       init=runs/$net-$(row_field "$row" 3)
       read -ra flags <<<"$(row_flags "$row" "$init" paq2piq "")"

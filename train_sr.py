@@ -37,6 +37,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from models.checkpoint import (
+    file_digest,
     load_file,
     load_last,
     read_state,
@@ -236,8 +237,7 @@ def run_settings(args: argparse.Namespace) -> dict:
     settings = {k: v for k, v in sorted(vars(args).items()) if k not in passed}
     for key in ("init", "init_d"):
         if settings[key]:
-            digest = hashlib.sha256(Path(settings[key]).read_bytes()).hexdigest()[:12]
-            settings[key] = f"{Path(settings[key]).name} (sha256 {digest})"
+            settings[key] = f"{Path(settings[key]).name} (sha256 {file_digest(settings[key])})"
     scored = args.sampler in ("sma", "smp", "amo") or args.lambda_q
     return settings | {"iqa": cache_stem(args.iqa) if scored else None}
 
@@ -358,7 +358,7 @@ def fit(args: argparse.Namespace, net_g: nn.Module, reward: nn.Module | None = N
         multiprocessing_context="fork" if args.num_workers else None,
     )
 
-    watch, interrupt = LossWatch(device), Interrupt()
+    watch, interrupt = LossWatch(LOSSES, device), Interrupt()
     bar = tqdm(loader, initial=done, total=args.steps, desc=out.name, unit="it", disable=rank > 0)
     for step, batch in enumerate(bar, start=done + 1):
         lq = batch["lq"].to(device, non_blocking=True).float() / 255  # (N, 3, h, w)
@@ -408,8 +408,8 @@ def fit(args: argparse.Namespace, net_g: nn.Module, reward: nn.Module | None = N
 
         # Log: means since the last row, over all ranks; no time in it, so that runs compare equal
         shares = F.one_hot(choice, shape[1]).double().mean(0)
-        values = [torch.ones((), device=device), *(losses[k].detach() for k in LOSSES)]
-        meter += torch.cat([torch.stack(values).double(), shares])
+        parts = torch.stack([losses[k].detach() for k in LOSSES])
+        meter += torch.cat([meter.new_ones(1), parts.double(), shares])
         if step % args.log_every == 0 or step == args.steps:
             sums = meter.clone()
             if world > 1:
@@ -426,7 +426,7 @@ def fit(args: argparse.Namespace, net_g: nn.Module, reward: nn.Module | None = N
 
         # Save: now and then, at the end, and when a signal asks to stop; never what is not finite
         save = step % args.save_every == 0 or step == args.steps
-        bad = watch(step, losses)
+        bad = watch(step, parts)
         stop, failed = any_rank(bool(interrupt.caught), bool(bad))
         if (save or stop) and not failed:
             bad = watch()

@@ -1,7 +1,7 @@
 """Writes the embedded data of the demo: multi-GT sets of photographs, with simulated labels.
 
-    python -m demo.data --out datasets/demo/seed0 --seed 0                       # for SwinIR
-    python -m demo.data --out datasets/demo/seed0 --seed 0 --setting two_round   # for RRDB
+    python -m demo.data --out datasets/demo/seed0 --seed 0 --setting light       # tiny SwinIR
+    python -m demo.data --out datasets/demo/seed0 --seed 0 --setting two_round   # tiny RRDB
 
 Under 20 seconds on one core. Nothing is downloaded: the photographs ship inside scikit-image, and
 drawn images are added to them. All is a pure function of the seed, the split and the image's name.
@@ -532,7 +532,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="seed of everything")
     parser.add_argument(
         "--setting", choices=list(SETTINGS), default="one_round",
-        help="degradation of the test LQ: one_round for SwinIR, two_round for RRDB",
+        help="degradation of the test LQ, as the net is trained with",
     )  # fmt: skip
     return parser.parse_args(argv)
 

@@ -10,7 +10,6 @@ that user_study.py analyze has something to read; it says nothing about what peo
 """
 
 import argparse
-import csv
 import json
 import sys
 from pathlib import Path
@@ -18,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from demo.data import RATER_NOISE, rng_of, to_float, utilities
-from models.checkpoint import write_csv
+from models.checkpoint import read_csv, write_csv
 from models.hggt import read_rgb
 from user_study import checksum
 
@@ -36,14 +35,6 @@ OPEN = [  # not robust there: printed as they come out
     ("OrigsOnly above Rand in PSNR to the positives", "psnr", ("Rand", "OrigsOnly")),
     ("UPos+FT above AMO in Q", "q", ("AMO", "UPos+FT")),
 ]
-
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV whose comment lines begin with '#'."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: not there; run evaluate.py first")
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(line for line in file if not line.startswith("#")))
 
 
 def row_means(per_image: list[dict[str, str]]) -> dict[str, dict[str, float]]:
@@ -77,7 +68,7 @@ def orderings(means: dict[str, dict[str, float]]) -> list[tuple[str, str, str, s
 
 
 def report(results: Path) -> None:
-    per_image = read_csv(results / "table5_per_image.csv")
+    per_image, _ = read_csv(results / "table5_per_image.csv")
     means = row_means([r for r in per_image if r["model"] != "Gold Standard"])
     checks = orderings(means)
     write_csv(results / "orderings.csv", ["kind", "ordering", "outcome", "numbers"], checks)
@@ -88,7 +79,7 @@ def report(results: Path) -> None:
 
 def seeds_table(folders: list[Path], out: Path) -> None:
     """One row per ordering, one column per seed, and how often it held."""
-    tables = [read_csv(folder / "orderings.csv") for folder in folders]
+    tables = [read_csv(folder / "orderings.csv")[0] for folder in folders]
     seeds = [folder.name.rsplit("seed", 1)[1] for folder in folders]
     header = ["kind", "ordering", "held", *(f"seed_{s}" for s in seeds)]
     rows = []
@@ -96,7 +87,7 @@ def seeds_table(folders: list[Path], out: Path) -> None:
         outcomes = [line["outcome"] for line in lines]
         rows.append([lines[0]["kind"], lines[0]["ordering"],
                      f"{outcomes.count('held')} of {len(outcomes)}", *outcomes])
-    per_seed = [row_means([r for r in read_csv(f / "table5_per_image.csv")
+    per_seed = [row_means([r for r in read_csv(f / "table5_per_image.csv")[0]
                            if r["model"] != "Gold Standard"]) for f in folders]
     write_csv(out, header, rows)
     metrics = ("q", "judge", "psnr", "psnr_original")

@@ -7,6 +7,7 @@ tensors and plain containers (`weights_only=True`).
 
 import contextlib
 import csv
+import hashlib
 import io
 import os
 from collections.abc import Iterable, Sequence
@@ -66,6 +67,11 @@ def save_atomic(obj: dict, path: str | Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def file_digest(path: str | Path) -> str:
+    """The first 12 hex digits of a file's SHA-256."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
+
+
 def load_last(out: Path, settings: dict) -> dict | None:
     """The checkpoint that a run goes on from, its settings compared; None for a new run."""
     last, previous = out / "last.pt", out / "previous.pt"
@@ -79,10 +85,10 @@ def load_last(out: Path, settings: dict) -> dict | None:
         if previous.is_file():
             raise ValueError(f"{error}; for the one before: mv {previous} {last}") from error
         raise
-    for key, value in settings.items():
-        if state["settings"].get(key) != value:
-            raise ValueError(f"{last}: was trained with --{key.replace('_', '-')} "
-                             f"{state['settings'].get(key)}, not {value}; give another --out")
+    before = state["settings"]
+    if other := [f"--{key.replace('_', '-')} {before.get(key)}, not {value}"
+                 for key, value in settings.items() if before.get(key) != value]:
+        raise ValueError(f"{last}: was trained with {'; '.join(other)}; give another --out")
     return state
 
 
@@ -114,3 +120,24 @@ def write_csv(
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_csv(
+    path: Path, columns: Sequence[str] = ()
+) -> tuple[list[dict[str, str]], list[str]]:
+    """Rows of a CSV, and its comment lines (which begin with #). ValueError names the file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such table")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        table = csv.DictReader((line for line in lines if not line.startswith("#")), strict=True)
+        rows = list(table)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: not a CSV text file ({error}); make it again") from error
+    if absent := [c for c in columns if c not in (table.fieldnames or ())]:
+        raise ValueError(f"{path}: no column {', '.join(absent)}; make it again")
+    for row in rows:
+        if None in row or None in row.values():
+            raise ValueError(f"{path}: row {next(iter(row.values()))!r} has too few or too many "
+                             "cells; make it again")
+    return rows, [line.removeprefix("#").strip() for line in lines if line.startswith("#")]

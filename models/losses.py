@@ -7,6 +7,7 @@ Every loss is a scalar tensor, a mean over batch, channels and pixels.
 import os
 import pickle
 import urllib.request
+from collections.abc import Sequence
 
 import torch
 import torch.nn as nn
@@ -152,31 +153,30 @@ def gan_loss_d(pred_real: torch.Tensor, pred_fake: torch.Tensor) -> torch.Tensor
 class LossWatch:
     """Finds a step whose losses are not finite, one step late so that a GPU need not wait."""
 
-    def __init__(self, device: torch.device):
-        self.cuda, self.waiting = device.type == "cuda", None
+    def __init__(self, names: Sequence[str], device: torch.device):
+        self.names, self.cuda, self.waiting = names, device.type == "cuda", None
 
     def __call__(
-        self, step: int = 0, losses: dict[str, torch.Tensor] | None = None
+        self, step: int = 0, losses: torch.Tensor | None = None
     ) -> tuple[int, str] | None:
         """(step, its losses) of the step before if they are not finite; None where all is well.
 
-        Without arguments no further step is queued.
+        losses: (names,) of this step; without arguments no further step is queued.
         """
         before, self.waiting = self.waiting, None
         if losses is not None:
-            values = torch.stack([v.detach() for v in losses.values()]).float()
-            host = torch.empty(values.shape, pin_memory=self.cuda)
-            host.copy_(values, non_blocking=True)
+            host = torch.empty(losses.shape, pin_memory=self.cuda)
+            host.copy_(losses, non_blocking=True)
             event = torch.cuda.Event() if self.cuda else None
             if event:
                 event.record()
-            self.waiting = step, list(losses), host, event
+            self.waiting = step, host, event
         if before is None:
             return None
-        step, names, host, event = before
+        step, host, event = before
         if event:
             event.synchronize()
         if host.isfinite().all():
             return None
-        parts = zip(names, host.tolist(), strict=True)
+        parts = zip(self.names, host.tolist(), strict=True)
         return step, ", ".join(f"{name} {value:.4g}" for name, value in parts)

@@ -22,11 +22,11 @@ from figures import (
     overlap,
     parse_args,
     place_labels,
-    read_table,
     structured_noise,
     table7,
     window_sums,
 )
+from models.checkpoint import read_csv
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = ("UPos", "AMO", "UPos+FT", "AMO+FT", "AMO+FT_full")
@@ -36,7 +36,7 @@ COLUMNS = ("psnr", "ssim", "musiq", "q", "judge")
 
 
 def rows_of(path):
-    return read_table(path, ())[0]
+    return read_csv(path, ())[0]
 
 
 # ------------------------------------------------------------------------- the tables' maths
@@ -81,7 +81,7 @@ def test_table7_has_the_papers_rows_and_settings_with_our_numbers():
      (8, "RealESRGAN-OrigsOnly", "ssim", "0.758")],
 )  # fmt: skip
 def test_numbers_typed_from_the_paper(table, row, column, value):
-    rows, comments = read_table(ROOT / "paper" / f"table{table}.csv", [figures.KEY[table]])
+    rows, comments = read_csv(ROOT / "paper" / f"table{table}.csv", [figures.KEY[table]])
     assert {r[figures.KEY[table]]: r[column] for r in rows}[row] == value
     assert len(comments) == 1 and f"Table {table}" in comments[0]
     assert len(rows) == {1: 7, 2: 7, 3: 6, 4: 7, 5: 21, 6: 42, 7: 17, 8: 8}[table]

@@ -92,15 +92,18 @@ def test_presets_are_the_papers():
 # ------------------------------------------------------------------------ real runs
 
 
+def environment():
+    return os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
+                         "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+
+
 def run(script, *flags, cwd, processes=0, ok=True):
     command = [sys.executable]
     if processes:
         command += ["-m", "torch.distributed.run", "--standalone",
                     f"--nproc_per_node={processes}"]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
-                        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    result = subprocess.run([*command, str(ROOT / script), *map(str, flags)], cwd=cwd, env=env,
-                            capture_output=True, text=True, timeout=170)
+    result = subprocess.run([*command, str(ROOT / script), *map(str, flags)], cwd=cwd,
+                            env=environment(), capture_output=True, text=True, timeout=170)
     if ok:
         assert result.returncode == 0, result.stderr[-2000:]
     return result
@@ -278,8 +281,7 @@ STAGE2 = ("--sampler", "amo", "--init", "stage1/net_g_ema.pt", "--out", "bad")
         ("not a RRDBNet", ("--net", "rrdb_tiny")),
         ("of another size than --net swinir", ("--net", "swinir")),
         ("needs labels", ("--sampler", "upos", "--data", "HGGT/Train/images/0-4/original")),
-        ("last.pt: was trained with --sampler amo, not rand", ("--sampler", "rand",
-                                                               "--out", "amo")),
+        ("--sampler amo, not rand; give another --out", ("--sampler", "rand", "--out", "amo")),
     ],
 )
 def test_bad_input_ends_at_the_start(base, message, flags):

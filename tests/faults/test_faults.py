@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from make_data import make_hggt
 from PIL import Image
-from test_train import ROOT, TINY, run, same_weights
+from test_train import ROOT, TINY, environment, run, same_weights
 
 from models.checkpoint import load_file
 
@@ -40,12 +40,10 @@ def not_a_number(weights=None):
 
 def start(*flags, cwd, limit=None):
     """A run in the background, in its own process group; limit: largest file, bytes."""
-    env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
-                        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{ROOT / 'tests/faults'}"}
     command = [sys.executable, str(ROOT / flags[0]), *map(str, flags[1:])]
     return subprocess.Popen(
-        command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
+        command, cwd=cwd, env=environment(), text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         preexec_fn=limit and (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))),
     )
 
