@@ -24,6 +24,7 @@ import functools
 import hashlib
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -262,12 +263,56 @@ def save_samples(path: Path, lq: Tensor, sr: Tensor, gt: Tensor, count: int = 4)
 # ------------------------------------------------------------------------- training
 
 
+def step_generator(
+    args: argparse.Namespace, net_g: nn.Module, net_d: nn.Module | None, percep: Callable,
+    reward: nn.Module | None, optim: torch.optim.Optimizer, lq: Tensor, gt: Tensor,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """One step of net_g: Eq. 1, and Eq. 5 with a reward; gt (N, 3, H, W) serves every term.
+
+    Returns the output for lq, (N, 3, H, W), and the terms by their names in LOSSES.
+    """
+    losses = dict.fromkeys(LOSSES, torch.zeros((), device=lq.device))
+    if net_d is not None:
+        net_d.requires_grad_(False)
+    with torch.autocast(lq.device.type, torch.bfloat16, enabled=args.bf16):  # fp16 overflows SwinIR
+        sr = net_g(lq).float()
+        losses["l_pix"] = F.l1_loss(sr, gt)
+        if args.lambda_p > 0:
+            losses["l_percep"] = percep(sr, gt)
+        if net_d is not None:
+            losses["l_adv"] = gan_loss_g(net_d(sr))
+        if reward is not None:
+            # PAPER: Eq. 5. Not clamped: outside [0, 1] a clamp would have no gradient back.
+            losses["l_iqa"] = -reward(sr).mean()
+    total = (args.lambda_l1 * losses["l_pix"] + args.lambda_p * losses["l_percep"]
+             + args.lambda_a * losses["l_adv"] + args.lambda_q * losses["l_iqa"])
+    optim.zero_grad(set_to_none=True)
+    total.backward()
+    optim.step()
+    return sr, losses
+
+
+def step_discriminator(
+    args: argparse.Namespace, net_d: nn.Module, optim: torch.optim.Optimizer, gt: Tensor, sr: Tensor
+) -> Tensor:
+    """One step of net_d: real 1, fake 0. Returns its loss."""
+    net_d.requires_grad_(True)
+    # ASSUMED: one batch of both, so spectral norm iterates once; HGGT's code runs it twice.
+    with torch.autocast(gt.device.type, torch.bfloat16, enabled=args.bf16):
+        real, fake = net_d(torch.cat([gt, sr.detach()])).float().chunk(2)
+        loss = gan_loss_d(real, fake)
+    optim.zero_grad(set_to_none=True)
+    loss.backward()
+    optim.step()
+    return loss
+
+
 @dead_worker_named()
 def fit(args: argparse.Namespace, net_g: nn.Module, reward: nn.Module | None = None) -> nn.Module:
     """Train what requires a gradient in net_g on args.data; returns the averaged network (EMA).
 
     reward: a differentiable NR-IQA of the SR image, (N, 3, H, W) -> (N,), for Eq. 5 (fine-tuning).
-    The loop reads: batch, net_g step, net_d step, EMA, log, save.
+    The loop reads: batch, choice, net_g step, net_d step, EMA, log, save.
     """
     rank, world, device = args.rank, args.world, args.device
     out, preset = Path(args.out), PRESETS[args.net]
@@ -307,7 +352,6 @@ def fit(args: argparse.Namespace, net_g: nn.Module, reward: nn.Module | None = N
     percep = laplacian_loss
     if args.perceptual == "vgg19" and args.lambda_p > 0:
         percep = main_first(VGG19Loss).to(device)
-    bf16 = torch.autocast(device.type, torch.bfloat16, enabled=args.bf16)  # fp16 overflows SwinIR
 
     # Resume: all state is in last.pt, written atomically
     out.mkdir(parents=True, exist_ok=True)
@@ -369,41 +413,12 @@ def fit(args: argparse.Namespace, net_g: nn.Module, reward: nn.Module | None = N
             gt = gts[torch.arange(len(gts), device=device), choice]
         else:
             gt = gts[:, 0]
-        lr = lr_at(step, args.lr, args.milestones)
 
-        # net_g: Eq. 1, and Eq. 5 with a reward. The same chosen GT serves every term.
-        losses = dict.fromkeys(LOSSES, torch.zeros((), device=device))
+        lr = optim_g.param_groups[0]["lr"] = lr_at(step, args.lr, args.milestones)
+        sr, losses = step_generator(args, ddp_g, net_d, percep, reward, optim_g, lq, gt)
         if net_d is not None:
-            net_d.requires_grad_(False)
-        with bf16:
-            sr = ddp_g(lq).float()
-            losses["l_pix"] = F.l1_loss(sr, gt)
-            if args.lambda_p > 0:
-                losses["l_percep"] = percep(sr, gt)
-            if net_d is not None:
-                losses["l_adv"] = gan_loss_g(net_d(sr))
-            if reward is not None:
-                # PAPER: Eq. 5. Not clamped: outside [0, 1] a clamp would have no gradient back.
-                losses["l_iqa"] = -reward(sr).mean()
-        total = (args.lambda_l1 * losses["l_pix"] + args.lambda_p * losses["l_percep"]
-                 + args.lambda_a * losses["l_adv"] + args.lambda_q * losses["l_iqa"])
-        optim_g.param_groups[0]["lr"] = lr
-        optim_g.zero_grad(set_to_none=True)
-        total.backward()
-        optim_g.step()
-
-        # net_d: real 1, fake 0, one step per net_g step
-        # ASSUMED: one batch of both, so spectral norm iterates once; HGGT's code runs it twice.
-        if net_d is not None:
-            net_d.requires_grad_(True)
-            with bf16:
-                real, fake = ddp_d(torch.cat([gt, sr.detach()])).float().chunk(2)
-                losses["l_d"] = gan_loss_d(real, fake)
             optim_d.param_groups[0]["lr"] = lr_at(step, args.lr_d, args.milestones)
-            optim_d.zero_grad(set_to_none=True)
-            losses["l_d"].backward()
-            optim_d.step()
-
+            losses["l_d"] = step_discriminator(args, ddp_d, optim_d, gt, sr)
         ema_update(net_ema, net_g, args.ema_decay)
 
         # Log: means since the last row, over all ranks; no time in it, so that runs compare equal

@@ -12,8 +12,10 @@ import io
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:  # imported where it is needed: whoever reads tables alone saves the seconds
+    import torch
 
 
 def load_file(path: str | Path) -> dict:
@@ -22,6 +24,8 @@ def load_file(path: str | Path) -> dict:
     Raises FileNotFoundError if it does not exist, ValueError if it is truncated, not a torch file,
     or holds anything but a dict of tensors and plain values.
     """
+    import torch
+
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; give the path of a checkpoint (.pt, .pth)")
@@ -35,11 +39,13 @@ def load_file(path: str | Path) -> dict:
     return data
 
 
-def read_state(path: str | Path) -> dict[str, torch.Tensor]:
+def read_state(path: str | Path) -> "dict[str, torch.Tensor]":
     """The network's state dict in a file, whatever its wrapping; EMA weights are preferred.
 
     A training run's `last.pt` is read as well: it keeps its EMA under "params_ema".
     """
+    import torch
+
     data = load_file(path)
     for key in ("params_ema", "params", "state_dict"):
         if isinstance(data.get(key), dict):
@@ -52,6 +58,8 @@ def read_state(path: str | Path) -> dict[str, torch.Tensor]:
 
 def save_atomic(obj: dict, path: str | Path) -> None:
     """torch.save so that `path` is at every moment the old file or the complete new one."""
+    import torch
+
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

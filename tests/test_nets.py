@@ -109,6 +109,18 @@ def test_shifted_window_mask_by_hand():
     assert swinir.shifted_window_mask(2, 4, 2).tolist() == [left, right]
 
 
+def test_masked_pairs_get_no_weight_and_no_denormal_one_yet_the_public_output():
+    net, lq = randomise(SwinIR(**SWINIR_DEMO)), image(24, 32)
+    with torch.no_grad():
+        fast = net(lq)
+        public = swinir.shifted_window_mask(24, 32, 8, masked=-100.0)
+        assert torch.tensor([swinir.MASKED, -100.0]).exp().tolist()[0] == 0.0
+        assert 0 < public.exp().min() < torch.finfo(torch.float32).tiny
+        net._masks = dict.fromkeys(net._masks, public)
+        assert torch.equal(fast, net(lq))
+    assert net.layers[0].residual_group.blocks[1].attn_mask.min() == -100
+
+
 def test_relative_position_index_by_hand():
     # Window 2: rows (dy + 1) * 3 + dx + 1 for the tokens (0, 0), (0, 1), (1, 0), (1, 1).
     expected = [[4, 3, 1, 0], [5, 4, 2, 1], [7, 6, 4, 3], [8, 7, 5, 4]]
@@ -120,9 +132,9 @@ def test_masks_are_built_once_per_size(monkeypatch):
     built = []
     build = swinir.shifted_window_mask
 
-    def counted(h, w, *rest):
+    def counted(h, w, *rest, **named):
         built.append((h, w))
-        return build(h, w, *rest)
+        return build(h, w, *rest, **named)
 
     monkeypatch.setattr(swinir, "shifted_window_mask", counted)
     with torch.no_grad():
