@@ -37,6 +37,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from models.cache import PixelCache
 from models.checkpoint import (
     file_digest,
     load_file,
@@ -57,7 +58,7 @@ from models.distributed import (
     main_first,
     outlive_signals,
 )
-from models.hggt import Draws, MultiGT, check_data, check_patch_size, load_sets
+from models.hggt import Draws, MultiGT, check_data, check_patch_size, load_sets, read_rgb
 from models.iqa import load_iqa, min_side
 from models.losses import LossWatch, VGG19Loss, gan_loss_d, gan_loss_g, laplacian_loss
 from models.rrdb import RRDBNet
@@ -234,7 +235,7 @@ def image_quality(args: argparse.Namespace, sets: MultiGT, iqa: nn.Module) -> np
 def run_settings(args: argparse.Namespace) -> dict:
     """What decides a run's result, for resuming: flags, with files by name and checksum."""
     passed = ("device", "rank", "world", "out", "steps", "num_workers", "save_every",
-              "sample_every", "check_data", "data")
+              "sample_every", "check_data", "data", "cache")
     settings = {k: v for k, v in sorted(vars(args).items()) if k not in passed}
     for key in ("init", "init_d"):
         if settings[key]:
@@ -386,6 +387,8 @@ def fit(args: argparse.Namespace, net_g: nn.Module, reward: nn.Module | None = N
         functools.partial(degrade_patch, setting=preset["degradation"]),
         # Real-ESRNet trains on USM-sharpened GT; stage two does not (HGGT).
         prepare=usm_sharpen if stage_one and preset["degradation"] == "two_round" else None,
+        cache=args.cache and main_first(lambda: PixelCache(args.cache, sets.root, sets.paths,
+                                                           sets.sizes, read_rgb)),
     )
 
     # Wrapped networks for the gradient steps, the bare ones for everything else. The buffers
@@ -536,6 +539,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--net", choices=list(PRESETS), default="swinir", help="network and its settings")
     add("--data", default="datasets/HGGT", help="multi-GT folder, or flat folder of HR crops")
+    add("--cache", metavar="DIR",
+        help="decode the images once into a file in DIR and read crops from it (HGGT: 79 GB)")
     add("--sampler", choices=SAMPLERS, help="who chooses the ground truth (paper Sec. 4.2, 5)")
     add("--init", help="weights to start from (params_ema, params or bare state dict)")
     add("--init-d", help="discriminator to start from (a last.pt or a public net_d file)")

@@ -293,7 +293,8 @@ def _add_noise(
     """
     if noise["kind"] == "gaussian":
         shape = (1, 1 if noise["grey"] else 3, *image.shape[2:])
-        field = rng.standard_normal(shape, dtype=np.float32) * np.float32(noise["sigma"])
+        field = rng.standard_normal(shape, dtype=np.float32)
+        field *= np.float32(noise["sigma"])
     else:
         signal = image.numpy()
         # ASSUMED: a thinned full GT has the values of the degraded full image, where HGGT counts.
@@ -304,14 +305,15 @@ def _add_noise(
         signal = np.rint(signal).clip(0, 255).astype(np.uint8)
         levels = np.count_nonzero(np.bincount((signal if values is None else values).ravel()))
         table = _poisson_noise(peak=2 ** math.ceil(math.log2(levels)))
-        draws = rng.integers(0, POISSON_DRAWS, signal.shape, dtype=np.int32)
-        field = table.take(signal.astype(np.int32) * POISSON_DRAWS + draws)
+        index = rng.integers(0, POISSON_DRAWS, signal.shape, dtype=np.int32)
+        index += signal.astype(np.int32) * POISSON_DRAWS
+        field = table.index_select(0, torch.from_numpy(index.ravel())).view(index.shape).numpy()
         field *= np.float32(noise["scale"])
     return (image + torch.from_numpy(field)).clamp_(0, 255)
 
 
 @lru_cache
-def _poisson_noise(peak: int) -> np.ndarray:
+def _poisson_noise(peak: int) -> torch.Tensor:
     """For each 8-bit level, POISSON_DRAWS equally likely values of the noise: float32, flat.
 
     Level v has the count Poisson(peak v / 255); the noise is count * 255 / peak - v.
@@ -324,7 +326,7 @@ def _poisson_noise(peak: int) -> np.ndarray:
     for level in range(256):
         table[level] = np.searchsorted(pdtr(counts, peak * level / 255), probability)
         table[level] = table[level] * (255 / peak) - level
-    return table.ravel()
+    return torch.from_numpy(table.ravel())
 
 
 def _jpeg(image: torch.Tensor, quality: float) -> torch.Tensor:
@@ -344,8 +346,11 @@ def _to_float(pixels: np.ndarray) -> torch.Tensor:
 
 def _to_uint8(image: torch.Tensor) -> np.ndarray:
     """float32 (1, 3, H, W) -> uint8 (H, W, 3), clamped and rounded."""
-    pixels = image.round().clamp_(0, 255).to(torch.uint8)[0]
-    return np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
+    planes = image.round().clamp_(0, 255).to(torch.uint8)[0].numpy()
+    pixels = np.empty((*planes.shape[1:], 3), np.uint8)
+    for channel, plane in enumerate(planes):  # twice as fast as a copy of the transposed array
+        pixels[:, :, channel] = plane
+    return pixels
 
 
 def usm_sharpen(gt: np.ndarray) -> np.ndarray:
