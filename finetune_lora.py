@@ -91,6 +91,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--lambda-q", type=float, default=0.05,
         help="weight of the quality score in its own units (Eq. 5); 0: no reward")
+    add("--checkpoint-reward", action="store_true",
+        help="score images one by one and again in the backward pass: less memory, more time")
     add("--lora-rank", type=int, help="rank of the adapters (48 SwinIR, 24 RealESRGAN)")
     add("--full", action="store_true", help="naive fine-tuning of all weights, without adapters")
     # ASSUMED: FT_HP is --lambda-p 2; the paper says only that lambda_P is higher.

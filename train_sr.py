@@ -34,6 +34,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -235,7 +236,7 @@ def image_quality(args: argparse.Namespace, sets: MultiGT, iqa: nn.Module) -> np
 def run_settings(args: argparse.Namespace) -> dict:
     """What decides a run's result, for resuming: flags, with files by name and checksum."""
     passed = ("device", "rank", "world", "out", "steps", "num_workers", "save_every",
-              "sample_every", "check_data", "data", "cache")
+              "sample_every", "check_data", "data", "cache", "checkpoint_reward")
     settings = {k: v for k, v in sorted(vars(args).items()) if k not in passed}
     for key in ("init", "init_d"):
         if settings[key]:
@@ -284,7 +285,10 @@ def step_generator(
             losses["l_adv"] = gan_loss_g(net_d(sr))
         if reward is not None:
             # PAPER: Eq. 5. Not clamped: outside [0, 1] a clamp would have no gradient back.
-            losses["l_iqa"] = -reward(sr).mean()
+            score = functools.partial(checkpoint, reward, use_reentrant=False)
+            one_by_one = args.checkpoint_reward  # memory of one image's graph, Q computed twice
+            scores = torch.cat([score(x) for x in sr.split(1)]) if one_by_one else reward(sr)
+            losses["l_iqa"] = -scores.mean()
     total = (args.lambda_l1 * losses["l_pix"] + args.lambda_p * losses["l_percep"]
              + args.lambda_a * losses["l_adv"] + args.lambda_q * losses["l_iqa"])
     optim.zero_grad(set_to_none=True)
@@ -577,7 +581,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_arguments(parser)
     parser.add_argument("--check-data", action="store_true",
                         help="decode all of --data, print counts and everything wrong, and stop")
-    parser.set_defaults(lambda_q=0.0)  # Eq. 5's reward belongs to finetune_lora.py
+    parser.set_defaults(lambda_q=0.0, checkpoint_reward=False)  # Eq. 5 is finetune_lora.py's
     return parser.parse_args(argv)
 
 

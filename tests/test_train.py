@@ -244,6 +244,28 @@ def test_fine_tuning_raises_the_score(base):
                for k, v in lora["lora"].items())
 
 
+def test_reward_by_single_images_gives_the_same_step():
+    calls, weights = [], []
+
+    class Reward(torch.nn.Module):
+        def forward(self, x):
+            calls.append(len(x))
+            return x.sigmoid().square().mean((1, 2, 3))
+
+    for single in (False, True):
+        args = train_sr.parse_args(["--net", "swinir_tiny", "--lambda-p", "0", "--no-bf16"])
+        args.checkpoint_reward, args.lambda_q = single, 5.0
+        torch.manual_seed(0)
+        net = train_sr.PRESETS["swinir_tiny"]["build"]()
+        optim, lq = torch.optim.SGD(net.parameters(), 0.1), torch.rand(3, 3, 16, 16)
+        _, losses = train_sr.step_generator(args, net, None, None, Reward(), optim, lq,
+                                            torch.rand(3, 3, 64, 64))
+        weights.append([losses["l_iqa"], *net.parameters()])
+    assert calls == [3, *[1] * 6]  # each image again in the backward pass
+    for a, b in zip(*weights, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
 def test_full_fine_tuning_moves_everything(base):
     run("finetune_lora.py", *TINY, "--sampler", "amo", "--init", "amo/net_g_ema.pt", "--full",
         "--steps", 2, "--out", "full", cwd=base)

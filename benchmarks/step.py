@@ -1,0 +1,292 @@
+"""Times one training step, as train_sr.fit takes it, and its parts: both networks, with and
+without AMO.
+
+    python -m benchmarks.step                        # on a GPU: the paper's share of one of four
+    python -m benchmarks.step --net swinir --arms compile sdpa
+    python -m benchmarks.step --argmax 200           # how often bf16 scores would flip AMO's choice
+
+Weights are random, of the paper's sizes (MUSIQ and VGG19 as well); images are photographs. The
+parts are timed one by one; "load, degrade" is one worker's CPU time, which the GPU does not wait
+for as long as there are enough workers. Every arm differs from the reference, "amo", in what its
+name says; "amo again" is the reference itself (null arm): its ratio is the comparison's noise.
+"""
+
+import argparse
+import contextlib
+import copy
+import ctypes
+import functools
+import statistics
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.data import default_collate
+from torch.utils.flop_counter import FlopCounterMode
+
+import train_sr
+from benchmarks.common import abba, spread, write_results
+from benchmarks.photos import write_sets
+from models import swinir
+from models.degradations import degrade_patch
+from models.discriminator import UNetDiscriminatorSN
+from models.hggt import Draws, load_sets
+from models.iqa import load_iqa
+from models.losses import VGG19_LAYERS, VGG19_WEIGHTS, VGG19Loss, gan_loss_g
+
+ARMS = ("upos", "contiguous", "bf16", "fused", "sdpa", "compile")
+HEADER = ["net", "arm", "batch", "patch", "seconds", "min", "max", "ratio", "tflop", "tflop_per_s",
+          "peak_mib", "hours_300k", "max_abs_difference"]
+
+
+class Step:
+    """A training step, ready to be called; `changes` are those of its arm."""
+
+    def __init__(self, args: argparse.Namespace, net: str, batch: dict, changes: frozenset):
+        device = args.device
+        self.args = train_sr.parse_args(["--net", net])
+        # bf16 is the default on a GPU, fp32 on a CPU; the arm "bf16" is the other way round.
+        self.args.bf16 = (device.type == "cuda") != ("bf16" in changes)
+        self.amo = "upos" not in changes
+        layout = torch.contiguous_format if "contiguous" in changes else torch.channels_last
+        torch.manual_seed(0)
+        self.net_g = train_sr.PRESETS[net]["build"]().to(device, memory_format=layout)
+        self.net_ema = copy.deepcopy(self.net_g).requires_grad_(False)
+        self.net_d = UNetDiscriminatorSN().to(device, memory_format=layout)
+        adam = functools.partial(torch.optim.Adam, lr=1e-4, betas=(0.9, 0.99),
+                                 fused=True if "fused" in changes else None)
+        self.optim_g, self.optim_d = adam(self.net_g.parameters()), adam(self.net_d.parameters())
+        self.percep = VGG19Loss(random_vgg19()).to(device)
+        self.iqa = load_iqa("models.iqa:random_musiq", device)
+        self.forward = torch.compile(self.net_g) if "compile" in changes else self.net_g
+        self.sdpa = "sdpa" in changes
+        self.batch = {k: batch[k].to(device) for k in ("lq", "gts")}
+
+    def images(self) -> tuple[Tensor, Tensor]:
+        return tuple(self.batch[k].float() / 255 for k in ("lq", "gts"))
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.batch["lq"].device.type, torch.bfloat16, enabled=self.args.bf16)
+
+    def __call__(self) -> None:
+        lq, gts = self.images()
+        gt = gts[:, 0]
+        if self.amo:
+            choice = train_sr.choose_argmax(gts, self.iqa)
+            gt = gts[torch.arange(len(gts), device=gts.device), choice]
+        with with_sdpa() if self.sdpa else contextlib.nullcontext():
+            sr, _ = train_sr.step_generator(self.args, self.forward, self.net_d, self.percep, None,
+                                            self.optim_g, lq, gt)
+        train_sr.step_discriminator(self.args, self.net_d, self.optim_d, gt, sr)
+        train_sr.ema_update(self.net_ema, self.net_g, 0.999)
+
+    @torch.no_grad()
+    def output(self) -> Tensor:
+        """What the untrained network gives, to compare the arms by."""
+        with self.autocast(), with_sdpa() if self.sdpa else contextlib.nullcontext():
+            return self.forward(self.images()[0]).float()
+
+    def parts(self) -> dict[str, Callable[[], object]]:
+        lq, gts = self.images()
+        gt = gts[:, 0].contiguous()
+        sr = self.output().requires_grad_()
+
+        def backward(loss: Callable[[], Tensor]) -> None:
+            with self.autocast():
+                value = loss()
+            value.backward()
+
+        return {
+            "G, forward and backward": lambda: backward(lambda: self.net_g(lq).float().mean()),
+            "VGG19 of SR and GT": lambda: backward(lambda: self.percep(sr, gt)),
+            "D on SR": lambda: backward(lambda: gan_loss_g(self.net_d.requires_grad_(False)(sr))),
+            "D's own step": lambda: train_sr.step_discriminator(self.args, self.net_d, self.optim_d,
+                                                                gt, sr),
+            "Q of all GTs (AMO)": lambda: train_sr.choose_argmax(gts, self.iqa),
+            "Adam of G, EMA": lambda: (self.optim_g.step(),
+                                       train_sr.ema_update(self.net_ema, self.net_g, 0.999)),
+        }  # fmt: skip
+
+
+@contextlib.contextmanager
+def with_sdpa():
+    """SwinIR's attention through F.scaled_dot_product_attention, the bias as its mask."""
+
+    def forward(self: swinir.WindowAttention, x: Tensor, mask: Tensor | None) -> Tensor:
+        b, n, t, c = x.shape
+        qkv = self.qkv(x).view(b, n, t, 3, self.num_heads, c // self.num_heads)
+        q, k, v = qkv.permute(3, 0, 1, 4, 2, 5).flatten(1, 2)  # (B * windows, heads, tokens, ...)
+        bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)
+        bias = bias if mask is None else bias + mask[:, None]
+        bias = bias.expand(b, n, -1, -1, -1).flatten(0, 1).to(q.dtype)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.scale)
+        x = x.view(b, n, -1, t, c // self.num_heads).transpose(2, 3)
+        return self.proj(x.reshape(b, n, t, c))
+
+    before, swinir.WindowAttention.forward = swinir.WindowAttention.forward, forward
+    try:
+        yield
+    finally:
+        swinir.WindowAttention.forward = before
+
+
+def random_vgg19() -> dict[str, Tensor]:
+    state, index, width_in = {}, 0, 3
+    for width in VGG19_LAYERS:
+        if width == "P":
+            index += 1
+            continue
+        if index <= max(VGG19_WEIGHTS):
+            conv = nn.Conv2d(width_in, width, 3)
+            state |= {f"features.{index}.{k}": v.data for k, v in conv.named_parameters()}
+        index, width_in = index + 2, width
+    return state
+
+
+def peak_mib(call: Callable[[], object], device: torch.device) -> float:
+    """Memory that a call takes beyond what is held before it; on a CPU resident, Linux only."""
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return float("nan")
+
+    def mib(key: str) -> float:
+        return int(status.read_text().split(f"{key}:")[1].split()[0]) / 2**10
+
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # sets the peak back
+    before = mib("VmRSS")
+    call()
+    return mib("VmHWM") - before
+
+
+def tflop(call: Callable[[], object]) -> float:
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops() / 1e12
+
+
+def reward_arms(args: argparse.Namespace, batch: int) -> dict[str, Callable[[], object]]:
+    """Eq. 5's term and its gradient: at once, again (null arm), and with --checkpoint-reward."""
+    reward = load_iqa("models.iqa:random_musiq", args.device, differentiable=True)
+    sr = torch.rand(batch, 3, args.patch_size, args.patch_size, device=args.device)
+
+    def at_once() -> None:
+        reward(sr.requires_grad_()).mean().backward()
+
+    def one_by_one() -> None:
+        images = sr.requires_grad_().split(1)
+        scores = [checkpoint(reward, x, use_reentrant=False) for x in images]
+        torch.cat(scores).mean().backward()
+
+    return {"at once": at_once, "at once again": at_once, "one by one": one_by_one}
+
+
+def make_draws(root: Path, net: str, patch: int, amo: bool) -> Draws:
+    sets = load_sets(root)
+    shape = (len(sets.names), len(sets.paths[0]))
+    weights = None if amo else train_sr.sampling_weights("rand", None, None, 1, shape)
+    setting = train_sr.PRESETS[net]["degradation"]
+    return Draws(sets, weights, patch, 0, functools.partial(degrade_patch, setting=setting))
+
+
+def argmax_flips(root: Path, count: int, patch: int, device: torch.device) -> str:
+    """AMO's choice by float32 scores against scores in bf16 autocast, over `count` draws."""
+    draws = make_draws(root, "swinir", patch, True)
+    iqa = load_iqa("models.iqa:random_musiq", device)
+    flips, moved = 0, []
+    for draw in range(count):
+        gts = draws[draw]["gts"].to(device).float() / 255
+        exact = iqa(gts)
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+            rough = iqa.net(gts).float().flatten()
+        flips += int(exact.argmax() != rough.argmax())
+        moved.append((exact - rough).abs().max().item())
+    return (f"arg max of 5 GTs, MUSIQ with random weights: bf16 flips {flips} of {count} choices, "
+            f"moves scores by up to {max(moved):.2g}, in the median {statistics.median(moved):.2g}")
+
+
+def main(args: argparse.Namespace) -> None:
+    args.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    cuda = args.device.type == "cuda"
+    torch.backends.cudnn.allow_tf32 = False  # as in train_sr.py
+    arms = [a for a in args.arms or ARMS if args.arms or cuda or a not in ("bf16", "compile")]
+    rows, notes = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        write_sets(root, 8)
+        for net in args.net:
+            size = args.batch_size or ({"swinir": 8, "rrdb": 12}[net] if cuda else 1)
+            draws = make_draws(root, net, args.patch_size, True)
+            batch = default_collate([draws[n] for n in range(size)])
+            steps = {"amo": Step(args, net, batch, frozenset())}
+            steps["amo again"] = Step(args, net, batch, frozenset())
+            for arm in arms:
+                if net == "swinir" or arm != "sdpa":
+                    steps[arm] = Step(args, net, batch, frozenset([arm]))
+            right = steps["amo"].output()
+            moved = {k: (s.output() - right).abs().max().item() for k, s in steps.items()}
+            flop = {k: tflop(steps[k]) for k in ("amo", "upos") if k in steps}
+            peak = {k: peak_mib(s, args.device) for k, s in steps.items()}
+            seconds = abba(steps, args.repeats, "cuda" if cuda else "wall")
+            reference = statistics.median(seconds["amo"])
+            for arm, values in seconds.items():
+                median, flops = statistics.median(values), flop.get(arm, flop["amo"])
+                rows.append([net, arm, size, args.patch_size, *spread(values),
+                             f"{median / reference:.3f}", f"{flops:.3f}", f"{flops / median:.3f}",
+                             f"{peak[arm]:.0f}", f"{median * 300_000 / 3600:.1f}",
+                             f"{moved[arm]:.2g}"])
+            parts = abba(steps["amo"].parts(), args.repeats, "cuda" if cuda else "wall")
+            single = make_draws(root, net, args.patch_size, False)
+            parts |= abba({
+                f"load, degrade ({kind}), one worker": lambda d=d, n=size: [d[i] for i in range(n)]
+                for kind, d in (("amo", draws), ("upos", single))
+            }, args.repeats)  # fmt: skip
+            for part, values in parts.items():
+                rows.append([net, f"part: {part}", size, args.patch_size, *spread(values),
+                             f"{statistics.median(values) / reference:.3f}", *[""] * 5])
+        size = args.batch_size or (8 if cuda else 4)
+        reward = reward_arms(args, size)
+        peak = {k: peak_mib(call, args.device) for k, call in reward.items()}
+        seconds = abba(reward, args.repeats, "cuda" if cuda else "wall")
+        for arm, values in seconds.items():
+            ratio = statistics.median(values) / statistics.median(seconds["at once"])
+            rows.append(["MUSIQ as reward", arm, size, args.patch_size, *spread(values),
+                         f"{ratio:.3f}", "", "", f"{peak[arm]:.0f}", "", ""])
+        if args.argmax:
+            notes.append(argmax_flips(root, args.argmax, args.patch_size, args.device))
+    write_results("step", HEADER, rows, args.device, [
+        f"seconds: one step, median of {args.repeats}, arms in turn, "
+        + ("by CUDA events" if cuda else "by the clock")
+        + "; tflop: counted by torch; max_abs_difference: of the untrained G's output",
+        *notes,
+    ])  # fmt: skip
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--net", nargs="+", choices=("swinir", "rrdb"), default=["swinir", "rrdb"], help="networks")
+    add("--arms", nargs="+", choices=ARMS,
+        help="what to compare with the reference, besides itself; upos: no Q; bf16: bf16 where it "
+        "is not the default, else none (default: all, on a CPU all but bf16 and compile)")
+    add("--batch-size", type=int, help="of one process (default: the paper's 8 and 12; 1 on a CPU)")
+    add("--patch-size", type=int, default=256, help="GT pixels per side")
+    add("--repeats", type=int, default=5, help="timed steps per arm")
+    add("--argmax", type=int, default=0, metavar="N", help="count flips over N draws as well")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    main(parse_args())
