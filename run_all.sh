@@ -132,11 +132,8 @@ demo_row() { # NAME: train one row; its output goes to a log, one line to the sc
   printf '  %-24s %3d s\n' "$label-$name" $((SECONDS - begin))
 }
 
-side_by_side() { # FUNCTION NAME...: run FUNCTION for every name, one process per core at a time
-  local function=$1
-  shift
-  printf '%s\0' "$@" | xargs -0 -P "$jobs" -I{} bash -c "set -euo pipefail; $function {}" ||
-    exit 1
+side_by_side() { # COMMAND...: one per core at a time
+  printf '%s\0' "$@" | xargs -0 -P "$jobs" -I{} bash -c "set -euo pipefail; {}" || exit 1
 }
 
 demo() { # [--all-rows]
@@ -152,9 +149,13 @@ demo() { # [--all-rows]
   [ "$tag" = swinir-seed0 ] && results=results/demo
   jobs=$(getconf _NPROCESSORS_ONLN) && jobs=$((jobs > 4 ? 4 : jobs))
   q=demo.quality:q@$runs/q.pt judge=demo.quality:judge@$runs/judge.pt
+  gt=$data/HGGT/Test/GT/Test-100
+  lq=$data/HGGT/Test/Blind_Degradation_Benchmark_LQ/Test-100/Blind_LR
   # One thread per process: the same numbers on every machine, and two rows side by side.
-  export OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= PYTHON label runs rows train two fine judge
-  export -f row_field row_flags demo_row
+  export OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= PYTHON net seed data runs results rows kinds label
+  export q judge train one two fine gt lq
+  export -f row_names row_field row_flags demo_row demo_quality demo_stage_one demo_analysis
+  export -f demo_table5 demo_table8 demo_figures demo_study demo_figure7
 
   train="--net ${net}_tiny --data $data/HGGT --iqa $q --patch-size 64 --seed $seed
     --perceptual laplacian --num-workers 0 --log-every 10 --sample-every 50"
@@ -169,54 +170,63 @@ demo() { # [--all-rows]
   [ -d "$data" ] || rm -rf "$runs" # of other data
   mkdir -p "$runs"
   "$PYTHON" -m demo.data --out "$data" --seed "$seed" --setting "$setting"
-  echo "2/7 quality model Q, judge, and stage one (L1), side by side"
-  demo_stage_one &
-  stage_one=$!
-  trap 'pkill -P $stage_one 2>/dev/null; kill $stage_one 2>/dev/null' EXIT
-  demo_quality q
-  demo_quality judge
-  wait $stage_one
-  trap - EXIT
-  echo "3/7 analysis of the quality models against the (simulated) raters"
-  "$PYTHON" analyze_iqa.py --pairs "$data/SBS180K/train.csv" --pairs-test "$data/SBS180K/test.csv" \
-    --sets "$data/HGGT" --metrics "q=$q" "judge=$judge" piqe --reference q --out "$results"
-  echo "4/7 six samplers, then fine-tuning"
+  echo "2/7 quality model Q, and stage one (L1)"
+  side_by_side "demo_quality q" demo_stage_one
+  echo "3/7 the judge, and six samplers"
   # shellcheck disable=SC2086
   mapfile -t samplers < <(row_names train_sr.py $kinds)
   # shellcheck disable=SC2086
   mapfile -t finetunes < <(row_names finetune_lora.py $kinds)
-  side_by_side demo_row "${samplers[@]}"
-  side_by_side demo_row "${finetunes[@]}"
-  echo "5/7 evaluation"
-  local models=()
-  for name in "${samplers[@]}" "${finetunes[@]}"; do
+  side_by_side "demo_quality judge" "${samplers[@]/#/demo_row }"
+  echo "4/7 fine-tuning"
+  side_by_side "${finetunes[@]/#/demo_row }"
+  echo "5/7 evaluation, and analysis of the quality models against the (simulated) raters"
+  side_by_side demo_table5 "demo_analysis; demo_table8"
+  echo "6/7 figures, comparison with the paper, user study"
+  side_by_side demo_figures demo_study
+  echo "7/7 orderings"
+  "$PYTHON" -m demo.report --results "$results"
+  echo "done in $((SECONDS - begin)) s; results in $results"
+}
+
+demo_table5() {
+  local name models=()
+  # shellcheck disable=SC2086
+  for name in $(row_names any $kinds); do
     models+=("$label-$name=$runs/$name/net_g_ema.pt")
   done
-  local gt=$data/HGGT/Test/GT/Test-100
-  local lq=$data/HGGT/Test/Blind_Degradation_Benchmark_LQ/Test-100/Blind_LR
   "$PYTHON" evaluate.py --models "${models[@]}" --gt "$gt" --lq "$lq" --metrics psnr ssim \
     --extra "q=$q" "judge=$judge" --save-sr "$runs/sr" --out "$results/table5.csv"
-  models=()
+}
+
+demo_table8() {
+  local name models=()
   for name in OrigsOnly UPos AMO AMO+FT; do
     models+=("$label-$name=$runs/$name/net_g_ema.pt")
   done
   "$PYTHON" evaluate.py --models "${models[@]}" --realsr "$data/RealSR(V3)" --metrics psnr ssim \
     --extra "q=$q" "judge=$judge" --out "$results/table8.csv"
-  echo "6/7 figures, comparison with the paper, user study"
+}
+
+demo_analysis() {
+  "$PYTHON" analyze_iqa.py --pairs "$data/SBS180K/train.csv" --pairs-test "$data/SBS180K/test.csv" \
+    --sets "$data/HGGT" --metrics "q=$q" "judge=$judge" piqe --reference q --out "$results"
+}
+
+demo_figures() {
   "$PYTHON" figures.py --results "$results" --sr "$runs/sr" --gt "$gt" --lq "$lq" --quality q \
     --held-out judge --reference "$data/pristine/test"
+}
+
+demo_study() { # twelve pages, and the votes of simulated raters to show their analysis
   rm -rf "$runs/study"
   "$PYTHON" user_study.py make --a "$label-AMO+FT=$runs/sr/$label-AMO+FT" \
     --b "$label-UPos=$runs/sr/$label-UPos" --pairs 4 --out "$runs/study"
   demo_figure7
   "$PYTHON" -m demo.report --study "$runs/study" --sr "$runs/sr" --out "$runs/study/votes" \
     --pristine "$data/pristine/test"
-  echo "votes of simulated raters, to show the analysis:"
   "$PYTHON" user_study.py analyze "$runs"/study/votes/*.json --key "$runs/study/key.json" \
     --out "$results/user_study_simulated.csv"
-  echo "7/7 orderings"
-  "$PYTHON" -m demo.report --results "$results"
-  echo "done in $((SECONDS - begin)) s; results in $results"
 }
 
 demo_figure7() { # a picture of the user study's page, where a browser is installed

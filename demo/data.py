@@ -31,6 +31,7 @@ import shutil
 import sys
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -392,8 +393,10 @@ def make_split(split: str, seed: int, limit: int | None = None) -> list[Quintupl
         for photo in (TEST_PHOTOS if split == "test" else TRAIN_PHOTOS).values()
     )
     images = itertools.islice(pristine(split, seed), limit)
-    bar = tqdm(images, split, total=min(total, limit or total), unit="set", disable=None)
-    return [quintuplet(name, hidden, split, seed) for name, hidden in bar]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # most of the time is in scipy, without a lock
+        work = [pool.submit(quintuplet, name, hidden, split, seed) for name, hidden in images]
+        bar = tqdm(work, split, total=min(total, limit or total), unit="set", disable=None)
+        return [future.result() for future in bar]
 
 
 # Writing.
