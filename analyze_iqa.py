@@ -23,7 +23,6 @@ import importlib
 import os
 import platform
 import re
-import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -32,7 +31,7 @@ import numpy as np
 import torch
 
 from models.checkpoint import write_csv
-from models.distributed import finish, gather, init_distributed, main_first
+from models.distributed import clean_exit, finish, gather, init_distributed, main_first
 from models.hggt import load_sets
 from models.iqa import load_iqa
 from models.scores import Scores, score_images
@@ -481,11 +480,5 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    try:
+    with clean_exit("analyze_iqa.py"):
         main(parse_args())
-    except (ValueError, OSError) as problem:
-        if os.environ.get("DEBUG"):
-            raise
-        if os.environ.get("RANK", "0") == "0":  # the other ranks say the same
-            print(f"analyze_iqa.py: {problem}", file=sys.stderr)
-        sys.exit(2)

@@ -5,14 +5,17 @@
         --lq datasets/HGGT/Test/Blind_Degradation_Benchmark_LQ/Test-100/Blind_LR \\
         --out results/test100/table5.csv
     python evaluate.py --models SwinIR-AMO=... --realsr "datasets/RealSR(V3)" --out results/t8.csv
+    torchrun --nproc_per_node=4 evaluate.py ...                        # images shared among four
     ... --metrics psnr ssim --extra q=demo.quality:q@runs/q.pt         # needs no download
 
 In:  checkpoints of SwinIR or RRDBNet (x4; train_sr.py's or public ones); GT as models/hggt.py reads
      it, LQ as NAME.png; or RealSR v3 with its *_HR.png and *_LR4.png.
 Out: --out, one row per model under comment lines that state the protocol; beside it
-     <out>_per_image.csv, one row per model and image, with the PSNR against the original as well;
-     both are written anew after every model, and an interrupted run goes on from
-     them where protocol and weights are the same.
+     <out>_per_image.csv, one row per model and image, with the PSNR against the original as well.
+     Both are written anew after every model. scores/ beside them takes each image's scores at
+     once, a line per model and image: stopped at any moment (SIGTERM, Ctrl-C: exit code 0; or
+     kill -9), the same command goes on with the next image, on any number of processes, where
+     protocol and weights are the same. After a change to the code of one's own metric, delete it.
 
 Protocol (paper Sec. 5; HGGT's scripts): whole images, SR rounded to 8 bit before every metric. Full
 reference: RGB, 4-pixel border cropped, mean over an image's Positive GTs (the original where there
@@ -21,8 +24,10 @@ no-reference value among the GTs of a set, mean over the sets.
 """
 
 import argparse
-import csv
+import contextlib
+import hashlib
 import importlib.metadata
+import json
 import math
 import os
 import platform
@@ -33,10 +38,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from models.checkpoint import file_digest, read_state, write_csv
+from models.distributed import clean_exit, finish, gather, init_distributed, main_first
 from models.hggt import MultiGT, index_sets, png_size, read_rgb
 from models.iqa import MetricUnavailable, load_fr, load_iqa, min_side
 from models.rrdb import RRDBNet
@@ -117,6 +124,21 @@ def needs_human_labels(model: str) -> bool:
 def super_resolve(net: nn.Module, lq: Tensor) -> Tensor:
     """(1, 3, H, W) in [0, 1] -> (1, 3, 4H, 4W) as the saved PNG would be: clipped, 8-bit levels."""
     return to_8bit(net(lq)).float() / 255
+
+
+def score_sr(
+    sr: Tensor, paths: list[str], members: list[int], metrics: dict[str, tuple[str, Callable]]
+) -> dict[str, float]:
+    """{column: score} of one SR image, (1, 3, H, W) in [0, 1], and its PSNR against the original.
+
+    paths: of the set's GTs, the original first; members: those that full-reference metrics take.
+    """
+    images = {k: to_tensor(paths[k], sr.device) for k in {0, *members}}
+    gts = torch.cat([images[k] for k in members])  # (K, 3, H, W)
+    scores = {column: function(sr.expand_as(gts), gts) if kind == "fr" else function(sr)
+              for column, (kind, function) in metrics.items()}
+    scores["psnr_original"] = psnr(sr, images[0], CROP_BORDER)
+    return {column: values.double().mean().item() for column, values in scores.items()}
 
 
 # ------------------------------------------------------------------------- inputs
@@ -216,25 +238,28 @@ def smallest_side(spec: str) -> int:
     return min_side(NO_REFERENCE.get(name, name))
 
 
-def read_done(path: Path, protocol: list[str], files: dict[str, str]) -> dict[str, dict]:
-    """What a per-image table holds of this very evaluation: {model: {image: scores}}.
+def read_scores(folder: Path, stem: str, keys: dict[str, str]) -> dict[str, dict]:
+    """What earlier runs have scored, {row: {image: {column: score}}}, from all their processes.
 
-    files: {model: the comment line that names its weights}; a model of other weights is left out,
-    and so is everything in a table of another protocol.
+    keys: {row of the table: key of its lines [key, image, scores]}; lines of other keys and one
+    that a kill cut short are passed over.
     """
-    if not path.is_file():
-        return {}
-    lines = path.read_text(encoding="utf-8").splitlines()
-    comments = [line.removeprefix("# ") for line in lines if line.startswith("#")]
-    if comments[: len(protocol)] != protocol:
-        return {}
-    done: dict[str, dict] = {}
-    for row in csv.DictReader(lines[len(comments) :]):
-        if row["model"] != GOLD and files.get(row["model"]) not in comments:
-            continue
-        scores = {c: float(v) for c, v in row.items() if c not in ("model", "image") and v}
-        done.setdefault(row["model"], {})[row["image"]] = scores
-    return done
+    known: dict[str, dict] = {row: {} for row in keys}
+    rows = {key: row for row, key in keys.items()}
+    for path in sorted(p for p in folder.iterdir() if p.name.startswith(f"{stem}.rank")):
+        for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+            with contextlib.suppress(ValueError, KeyError):
+                key, image, scores = json.loads(line)
+                known[rows[key]][image] = scores
+    return known
+
+
+def append_line(path: Path, line: str) -> None:
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(f"\n{line}")  # the newline ends a line that a kill cut short
+    except OSError as error:  # one of a write does not name the file
+        raise OSError(f"{path}: {error.strerror}") from error
 
 
 def refuse(problems: list[str], shown: int = 20) -> None:
@@ -247,7 +272,7 @@ def refuse(problems: list[str], shown: int = 20) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rank, world, device = init_distributed()
     torch.backends.cudnn.allow_tf32 = False  # it moves scores in the third digit
 
     # Inputs: everything is checked before the first image is made
@@ -259,7 +284,7 @@ def main(args: argparse.Namespace) -> None:
     if args.realsr:
         sets, lq_files = find_realsr(args.realsr)
     else:
-        sets, wrong = index_sets(args.gt)
+        sets, wrong = main_first(lambda: index_sets(args.gt))
         lq_files = [os.path.join(args.lq, f"{name}.png") for name in sets.names]
         problems += wrong
     problems += check_pairs(sets, lq_files, bool(args.realsr))
@@ -275,23 +300,30 @@ def main(args: argparse.Namespace) -> None:
 
     # Metrics: one whose weights cannot be had leaves its column empty
     metrics, unavailable = {}, {}
-    for column, spec in specs.items():
-        try:
-            metrics[column] = load_metric(spec, device)
-        except MetricUnavailable as error:
-            unavailable[column] = str(error)
-        except (ValueError, OSError) as error:
-            problems.append(str(error))
+
+    def load_metrics() -> None:
+        for column, spec in specs.items():
+            try:
+                metrics[column] = load_metric(spec, device)
+            except MetricUnavailable as error:
+                unavailable[column] = str(error)
+            except (ValueError, OSError) as error:
+                problems.append(str(error))
+
+    main_first(load_metrics)  # rank 0 may download their weights
+    for absent in gather(dict(unavailable)):
+        unavailable |= absent
+    metrics = {column: metric for column, metric in metrics.items() if column not in unavailable}
     if args.require_all:
         problems += unavailable.values()
     refuse(problems)
-    for column, reason in unavailable.items():
-        print(f"evaluate.py: column {column} stays empty: {reason}", file=sys.stderr)
-    no_reference = {c: f for c, (kind, f) in metrics.items() if kind == "nr"}
     without = 0 if sets.labels is None else int((sets.labels <= 0).all(1).sum())
-    if without:
-        print(f"evaluate.py: {without} images have no Positive GT; compared with their original",
-              file=sys.stderr)
+    if rank == 0:
+        for column, reason in unavailable.items():
+            print(f"evaluate.py: column {column} stays empty: {reason}", file=sys.stderr)
+        if without:
+            print(f"evaluate.py: {without} images have no Positive GT; compared with their "
+                  "original", file=sys.stderr)
 
     protocol = [
         f"{args.realsr or args.gt}: {len(sets.names)} images, SR rounded to 8 bit",
@@ -309,58 +341,55 @@ def main(args: argparse.Namespace) -> None:
           for c, (name, at, file) in ((c, s.partition("@")) for c, s in specs.items()) if at),
     ]
     files = {m: f"row {m}: weights sha256 {file_digest(path)}" for m, path in models.items()}
-    out_images = Path(args.out).with_name(f"{Path(args.out).stem}_per_image.csv")
-    done = read_done(out_images, protocol, files)  # by an interrupted run
+
+    # What earlier runs have scored, as rank 0 reads it before any rank goes on
+    out = Path(args.out)
+    no_reference = {c: f for c, (kind, f) in metrics.items() if kind == "nr"}
+    rows = [GOLD] * bool(no_reference and len(sets.paths[0]) > 1) + list(models)
+    keys = {row: text_digest(args.lq, files.get(row), *protocol) for row in rows}
+    folder = out.with_name("scores")
+    folder.mkdir(parents=True, exist_ok=True)
+    known = gather(read_scores(folder, out.stem, keys) if rank == 0 else None)[0]
+
+    # Row by row, one network in memory at a time; this process takes every world-th image
     columns = list(dict.fromkeys([*METRICS, *specs]))  # Table 5's, asked for or not, then others
-    table: list[list[str]] = []
-    per_image: list[list[str]] = []
-
-    def add_row(model: str, scores: list[dict[str, float]]) -> None:
-        """One model's rows in both tables, which are then written."""
-        scores = [{c: round(v, 6) for c, v in s.items()} for s in scores]  # as they are written
-        human = "no" if needs_human_labels(model) else "yes"
-        means = {c: float(np.mean([s[c] for s in scores])) for c in scores[0]}
-        table.append([model, human, *(f"{means[c]:.4f}" if c in means else "" for c in columns)])
-        every = [*columns, "psnr_original"]
-        for name, s in zip(sets.names, scores, strict=True):
-            per_image.append([model, name, *(f"{s[c]:.6f}" if c in s else "" for c in every)])
-        comments = [*protocol, *(files[row[0]] for row in table if row[0] in files)]
-        write_csv(args.out, ["model", "no_human_labels", *columns], table, comments)
-        write_csv(out_images, ["model", "image", *every], per_image, comments)
-
-    # Gold standard: the best no-reference value among the GTs of each set, once for all models
-    if no_reference and len(sets.paths[0]) > 1 and len(done.get(GOLD, ())) == len(sets.names):
-        add_row(GOLD, list(done[GOLD].values()))
-    elif no_reference and len(sets.paths[0]) > 1:
-        scores = []
-        for paths in tqdm(sets.paths, desc=GOLD, unit="set"):
-            gts = torch.cat([to_tensor(path, device) for path in paths])  # (K, 3, H, W)
-            scores.append({c: f(gts).max().item() for c, f in no_reference.items()})
-        add_row(GOLD, scores)
-
-    # Models, one in memory at a time
-    for model, path in models.items():
-        saved = [Path(args.save_sr or "") / model / f"{name}.png" for name in sets.names]
-        if (list(done.get(model, ())) == sets.names
-                and (not args.save_sr or all(file.is_file() for file in saved))):
-            print(f"{model}: all {len(sets.names)} images are in {out_images} already")
-            add_row(model, list(done[model].values()))
-            continue
-        net, scores = load_net(path).to(device), []
-        for i in tqdm(range(len(sets.names)), desc=model, unit="image"):
-            sr = super_resolve(net, to_tensor(lq_files[i], device))
-            members = reference_members(sets.labels, i)
-            gts = torch.cat([to_tensor(sets.paths[i][k], device) for k in members])
-            row = {}
-            for column, (kind, function) in metrics.items():
-                values = function(sr.expand_as(gts), gts) if kind == "fr" else function(sr)
-                row[column] = values.double().mean().item()
-            original = to_tensor(sets.paths[i][0], device)
-            row["psnr_original"] = psnr(sr, original, CROP_BORDER).item()
-            scores.append(row)
-            if args.save_sr:
-                save_png(saved[i], sr)
-        add_row(model, scores)
+    table, per_image = [], []
+    for row in rows:
+        made_by = text_digest(args.lq, args.realsr, files.get(row))
+        saved = [Path(args.save_sr or "") / row / f"{name}.png" for name in sets.names]
+        mine = [i for i in range(rank, len(sets.names), world) if sets.names[i] not in known[row]
+                or (args.save_sr and row != GOLD and not is_saved(saved[i], made_by))]
+        net = load_net(models[row]).to(device) if mine and row != GOLD else None
+        new = {}
+        for i in tqdm(mine, desc=row, unit="image", disable=rank > 0 or not mine):
+            if row == GOLD:
+                gts = torch.cat([to_tensor(path, device) for path in sets.paths[i]])
+                scores = {c: f(gts).max().item() for c, f in no_reference.items()}
+            else:
+                sr = super_resolve(net, to_tensor(lq_files[i], device))
+                if args.save_sr:
+                    save_png(saved[i], sr, made_by)
+                scores = score_sr(sr, sets.paths[i], reference_members(sets.labels, i), metrics)
+            new[sets.names[i]] = {c: round(v, 6) for c, v in scores.items()}  # as in the tables
+            append_line(folder / f"{out.stem}.rank{rank}.jsonl",
+                        json.dumps([keys[row], sets.names[i], new[sets.names[i]]]))
+        for part in gather(new):
+            known[row] |= part
+        if rank == 0:  # both tables, written anew
+            scores = [known[row][name] for name in sets.names]
+            means = {c: float(np.mean([s[c] for s in scores])) for c in scores[0]}
+            human = "no" if needs_human_labels(row) else "yes"
+            table.append([row, human, *(f"{means[c]:.4f}" if c in means else "" for c in columns)])
+            every = [*columns, "psnr_original"]
+            for name, s in zip(sets.names, scores, strict=True):
+                per_image.append([row, name, *(f"{s[c]:.6f}" if c in s else "" for c in every)])
+            comments = [*protocol, *(files[r[0]] for r in table if r[0] in files)]
+            write_csv(out, ["model", "no_human_labels", *columns], table, comments)
+            write_csv(out.with_name(f"{out.stem}_per_image.csv"), ["model", "image", *every],
+                      per_image, comments)
+    finish()
+    if rank > 0:
+        return
 
     # The table, as the paper rounds it
     filled = [c for c in columns if c in metrics]
@@ -374,12 +403,29 @@ def main(args: argparse.Namespace) -> None:
         print("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]))
 
 
-def save_png(path: Path, sr: Tensor) -> None:
+def save_png(path: Path, sr: Tensor, made_by: str) -> None:
     """Write (1, 3, H, W) in [0, 1]; the path holds the old file or the whole new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    Image.fromarray(to_8bit(sr[0]).byte().permute(1, 2, 0).cpu().numpy()).save(temporary, "PNG")
-    os.replace(temporary, path)
+    image = Image.fromarray(to_8bit(sr[0]).byte().permute(1, 2, 0).cpu().numpy())
+    note = PngInfo()
+    note.add_text("made_by", made_by)
+    try:
+        image.save(temporary, "PNG", pnginfo=note)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def is_saved(path: Path, made_by: str) -> bool:
+    """Whether a file is what `save_png` wrote for these weights and this LQ."""
+    with contextlib.suppress(OSError), Image.open(path) as image:
+        return image.info.get("made_by") == made_by
+    return False
+
+
+def text_digest(*parts: str | None) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
 
 def pyiqa_version() -> str:
@@ -416,11 +462,5 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    try:
+    with clean_exit("evaluate.py"):
         main(parse_args())
-    except (ValueError, OSError) as error:  # bad input: lines that name file or flag
-        if os.environ.get("DEBUG"):
-            raise
-        for line in str(error).splitlines():
-            print(f"evaluate.py: {line}", file=sys.stderr)
-        sys.exit(2)

@@ -16,15 +16,13 @@ Out: --out (default runs/<net>-<sampler>+FT...) with lora.pt (the adapters), net
 
 import argparse
 import hashlib
-import os
-import sys
 from pathlib import Path
 
 import torch
 
 import train_sr
 from models.checkpoint import save_atomic
-from models.distributed import finish, main_first
+from models.distributed import clean_exit, finish, main_first
 from models.iqa import load_iqa, min_side
 from models.lora import add_lora, lora_state, merge_lora
 
@@ -107,10 +105,5 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    try:
+    with clean_exit("finetune_lora.py"):
         main(parse_args())
-    except (ValueError, OSError) as error:  # bad input: one line that names file or flag
-        if os.environ.get("DEBUG"):
-            raise
-        print(f"finetune_lora.py: {str(error).strip().splitlines()[-1]}", file=sys.stderr)
-        sys.exit(2)

@@ -53,6 +53,7 @@ from models.discriminator import UNetDiscriminatorSN
 from models.distributed import (
     Interrupt,
     any_rank,
+    clean_exit,
     finish,
     gather,
     init_distributed,
@@ -586,10 +587,5 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    try:
+    with clean_exit("train_sr.py"):
         main(parse_args())
-    except (ValueError, OSError) as error:  # bad input: one line that names file or flag
-        if os.environ.get("DEBUG"):
-            raise
-        print(f"train_sr.py: {str(error).strip().splitlines()[-1]}", file=sys.stderr)
-        sys.exit(2)

@@ -71,6 +71,8 @@ def save_atomic(obj: dict, path: str | Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:  # the error of a write does not name its file
+        raise OSError(f"{path}: {error.strerror}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -126,6 +128,8 @@ def write_csv(
     try:
         temporary.write_text(text.getvalue(), encoding="utf-8")
         os.replace(temporary, path)
+    except OSError as error:  # the error of a write does not name its file
+        raise OSError(f"{path}: {error.strerror}") from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -1,9 +1,11 @@
-"""The little that several processes under torchrun need; without torchrun all of it is a no-op."""
+"""What several processes under torchrun need, and how a script ends."""
 
+import contextlib
 import os
 import signal
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import TypeVar
 
@@ -42,6 +44,62 @@ def main_first(work: Callable[[], T]) -> T:
     result = work() if main else None
     gather()
     return result if main else work()
+
+
+@contextlib.contextmanager
+def clean_exit(script: str) -> Iterator[None]:
+    """Around a script's main: what its user sees of bad input, of a signal, of another rank's end.
+
+    ValueError and OSError are bad input, or a full disk: `script: message` on stderr, exit code 2.
+    Under torchrun that is said once, by the first rank that meets it; torchrun then ends the
+    others, and what they say of their broken collectives is left out. With DEBUG set, tracebacks.
+    SIGTERM, as SIGINT, raises KeyboardInterrupt: exit code 0, for the same command goes on.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        try:
+            yield
+        except Exception as error:
+            _report(script, error)
+            raise
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends another
+        # Where a rank has failed, it was torchrun that stopped this one
+        if not _count("failed", 0) and int(os.environ.get("RANK", 0)) == 0:
+            print(f"{script}: stopped by a signal; the same command goes on", file=sys.stderr)
+        sys.exit(0)
+
+
+def _report(script: str, error: Exception) -> None:
+    """Print what is bad input and exit; return where a traceback is due."""
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    text, bad_input = str(error).strip(), isinstance(error, ValueError | OSError)
+    if text.startswith("Caught "):  # in a data worker, with its traceback
+        text = text.splitlines()[-1]
+    if not bad_input and world > 1:
+        if _count("failed", 0):
+            sys.exit(1)
+        if "closed by peer" in text or "reset by peer" in text:  # gloo's words
+            text, bad_input = "another process was killed, perhaps for lack of memory", True
+    _count("failed")
+    if bad_input and not os.environ.get("DEBUG"):
+        if _count(text) == 1:
+            rank = f"[rank {os.environ['RANK']}] " if world > 1 else ""
+            for line in text.splitlines():
+                print(f"{script}: {rank}{line}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _count(event: str, more: int = 1) -> int:
+    """Add to an event's number in torchrun's store, which all ranks share; `more` without one."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return more
+    key = f"{os.environ.get('TORCHELASTIC_RESTART_COUNT')} {event}"
+    try:
+        address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        return dist.TCPStore(*address, is_master=False, timeout=timedelta(seconds=5)).add(key, more)
+    except RuntimeError:  # its host has ended
+        return more
 
 
 class Interrupt:

@@ -122,7 +122,7 @@ def score_images(
             Every rank calls this with the same images and scores its share of the missing ones
 
     What goes wrong is printed: None is returned if the metric failed, Scores without an image that
-    failed.
+    failed. OSError if a score cannot be written.
     """
     stem = cache_stem(name)
     folder.mkdir(parents=True, exist_ok=True)
@@ -140,8 +140,8 @@ def score_images(
                 error = one_line(e)
         gather()
     if net is not None:
+        file = folder / f"{stem}{f'.rank{rank}' if rank else ''}.csv"
         try:
-            file = folder / f"{stem}{f'.rank{rank}' if rank else ''}.csv"
             end = file.read_bytes()[-1:] if file.is_file() else b""
             with open(file, "a", newline="", encoding="utf-8") as log, \
                     tqdm(total=len(mine), desc=name, unit="image", disable=rank > 0) as bar:
@@ -160,7 +160,9 @@ def score_images(
                     bar.update(len(batch))
                     if len(failures) >= 8 * batch_size and not known and not n_scored:
                         break  # it is the metric, not its images
-        except Exception as e:  # no memory, a full disk
+        except OSError as e:  # a full disk: all ends; the error of a write does not name its file
+            raise OSError(f"{file}: {e.strerror or e}") from e
+        except Exception as e:  # no memory
             error = one_line(e)
     if missing:
         reports = gather((error, *failures[:1]))

@@ -220,7 +220,7 @@ def test_the_tables_of_a_whole_run(data, tmp_path):
 
 
 def test_an_interrupted_evaluation_goes_on(data, tmp_path, monkeypatch):
-    """Rows that are complete are kept, the others made; the tables are a straight run's."""
+    """Images that are scored are kept, the others made; the tables are a straight run's."""
     root, _ = data
     monkeypatch.chdir(ROOT)
     monkeypatch.syspath_prepend(str(root))
@@ -231,28 +231,49 @@ def test_an_interrupted_evaluation_goes_on(data, tmp_path, monkeypatch):
     straight = out.read_bytes(), images.read_bytes()
     made = []
     monkeypatch.setattr(evaluate, "super_resolve", lambda net, lq, f=evaluate.super_resolve:
-                        made.append(type(net).__name__) or f(net, lq))
+                        made.append((type(net).__name__, lq.shape[-1])) or f(net, lq))
 
     def remade(*more):
         made.clear()
         main(*flags, *more)
-        return list(made)
+        small = [name for name, side in made if side == 16]  # the LQ, and load_net's checks
+        return len(small) - small.count("SwinIR"), small.count("SwinIR")
 
-    check = ["SwinIR", "RRDBNet"]  # load_net tries each network once
-    assert remade() == check and (out.read_bytes(), images.read_bytes()) == straight
-    lines = images.read_text().splitlines(keepends=True)
-    images.write_text("".join(lines[:-1]))  # cut in the last model
-    assert remade() == [*check, *["RRDBNet"] * 4]
+    assert remade() == (1, 1)  # one check each
     assert (out.read_bytes(), images.read_bytes()) == straight
+    lines = (tmp_path / "scores/t.rank0.jsonl").read_text()
+    assert len(lines.split("\n")) == 1 + 3 * 3
+    cut = lines.rindex('["')  # the last line, at half; it is the last network's
+    (tmp_path / "scores/t.rank0.jsonl").write_text(lines[: (cut + len(lines)) // 2])
+    assert remade() == (3, 1)  # its image, and a check more
+    assert (out.read_bytes(), images.read_bytes()) == straight
+    assert remade() == (1, 1)
     (tmp_path / "sr/SwinIR-AMO/img01.png").unlink()
-    assert remade().count("SwinIR") == 5
+    assert remade() == (1, 3)
+    assert remade("--metrics", "psnr", "ssim") == (5, 5) and remade() == (1, 1)  # other columns
+
     torch.manual_seed(1)
     net = RRDBNet(num_feat=8, num_block=1, num_grow_ch=4)
     before = (root / "RealESRGAN-UPos.pt").read_bytes()
+    sr = (tmp_path / "sr/RealESRGAN-UPos/img00.png").read_bytes()
     save_atomic({"params_ema": net.state_dict()}, root / "RealESRGAN-UPos.pt")
-    assert remade().count("RRDBNet") == 5 and images.read_bytes() != straight[1]  # other weights
+    assert remade() == (5, 1) and images.read_bytes() != straight[1]  # other weights
+    assert (tmp_path / "sr/RealESRGAN-UPos/img00.png").read_bytes() != sr
     (root / "RealESRGAN-UPos.pt").write_bytes(before)
-    assert len(remade("--metrics", "psnr", "ssim")) == 10  # other columns
+    assert remade() == (5, 1)  # its scores are known, its images are the other's
+    assert (out.read_bytes(), images.read_bytes()) == straight
+    assert (tmp_path / "sr/RealESRGAN-UPos/img00.png").read_bytes() == sr
+
+
+def test_a_set_is_decoded_once_per_image_of_a_model(data, tmp_path, monkeypatch):
+    root, _ = data
+    read = []
+    monkeypatch.setattr(evaluate, "read_rgb", lambda path, f=evaluate.read_rgb:
+                        read.append(Path(path).stem) or f(path))
+    main(*arguments(root, tmp_path / "t.csv", "--metrics", "psnr"))
+    gts = ["img00", "img00_01", "img00_04", "img01", "img01_01", "img01_03", "img02"]
+    lq = ["img00", "img01", "img02"]  # named as the originals; decoded by the check as well
+    assert sorted(read) == sorted(lq + 2 * (lq + gts))
 
 
 def test_bad_input_ends_in_one_line_and_exit_code_2(data, tmp_path):
