@@ -304,7 +304,7 @@ def _add_noise(
             values = None if values is None else (values @ LUMA + 0.5).astype(np.uint8)
         signal = np.rint(signal).clip(0, 255).astype(np.uint8)
         levels = np.count_nonzero(np.bincount((signal if values is None else values).ravel()))
-        table = _poisson_noise(peak=2 ** math.ceil(math.log2(levels)))
+        table = torch.from_numpy(_poisson_noise(peak=2 ** math.ceil(math.log2(levels))))
         index = rng.integers(0, POISSON_DRAWS, signal.shape, dtype=np.int32)
         index += signal.astype(np.int32) * POISSON_DRAWS
         field = table.index_select(0, torch.from_numpy(index.ravel())).view(index.shape).numpy()
@@ -313,7 +313,7 @@ def _add_noise(
 
 
 @lru_cache
-def _poisson_noise(peak: int) -> torch.Tensor:
+def _poisson_noise(peak: int) -> np.ndarray:
     """For each 8-bit level, POISSON_DRAWS equally likely values of the noise: float32, flat.
 
     Level v has the count Poisson(peak v / 255); the noise is count * 255 / peak - v.
@@ -326,7 +326,7 @@ def _poisson_noise(peak: int) -> torch.Tensor:
     for level in range(256):
         table[level] = np.searchsorted(pdtr(counts, peak * level / 255), probability)
         table[level] = table[level] * (255 / peak) - level
-    return torch.from_numpy(table.ravel())
+    return table.ravel()
 
 
 def _jpeg(image: torch.Tensor, quality: float) -> torch.Tensor:

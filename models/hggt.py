@@ -93,7 +93,7 @@ def read_rgb(path: str | Path, rows: int | None = None) -> np.ndarray:
         file = path
         if rows is not None:
             data = Path(path).read_bytes()
-            if data[28:29] == b"\0":  # not interlaced: a header of fewer rows, and decoding stops there
+            if data[28:29] == b"\0":  # not interlaced: cut short by a header of fewer rows
                 head = data[12:20] + rows.to_bytes(4, "big") + data[24:29]
                 crc = zlib.crc32(head).to_bytes(4, "big")
                 file = io.BytesIO(data[:12] + head + crc + data[33:])
@@ -433,9 +433,12 @@ class Draws(torch.utils.data.Dataset):
         lq = self.degrade(images[0], top, left, size, rng)
         if flip:
             lq, gts = lq[:, ::-1], [gt[:, ::-1] for gt in gts]
+        patches = np.empty((len(gts), 3, size, size), np.uint8)
+        for patch, gt in zip(patches, gts, strict=True):  # five times as fast as np.stack
+            patch[:] = gt.transpose(2, 0, 1)
         return {
             "lq": torch.from_numpy(np.ascontiguousarray(lq.transpose(2, 0, 1))),
-            "gts": torch.from_numpy(np.ascontiguousarray(np.stack(gts).transpose(0, 3, 1, 2))),
+            "gts": torch.from_numpy(patches),
             "choice": choice,
             "draw": draw,
         }

@@ -422,6 +422,24 @@ def test_end_to_end(own):
     assert len(images) == 1 + 10 + 30 and images[1].startswith("SBS/images/0.png,")
 
 
+def test_phases_and_sets_together_decode_and_score_an_image_once(own, monkeypatch):
+    train = write_manifest(own / "SBS")  # 10 images of 32 px in 12 pairs
+    make_hggt(own / "HGGT", n=6, size=48)
+    read, batched, decoded, batches = scores.read_or_error, scores.score_batch, [], []
+    monkeypatch.setattr(scores, "read_or_error", lambda p: decoded.append(p) or read(p))
+
+    def score_batch(net, batch, device):
+        batches.append([image.shape[0] for image in batch])
+        return batched(net, batch, device)
+
+    monkeypatch.setattr(scores, "score_batch", score_batch)
+    main(parse_args(["--pairs", str(train), "--pairs-test", str(train), "--sets",
+                     str(own / "HGGT"), "--out", str(own / "out"), "--metrics", "own_metrics:mean",
+                     "--reference", "own_metrics:mean"]))
+    assert len(decoded) == len(set(decoded)) == 10 + 30
+    assert batches == [[32] * 8, [32] * 2, [48] * 8, [48] * 8, [48] * 8, [48] * 6]
+
+
 def test_two_processes_give_the_same_tables(own, monkeypatch):
     """Eleven images, so that the shares are uneven, and one on which only one rank fails."""
     train = write_manifest(own / "SBS")

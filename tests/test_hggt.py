@@ -3,6 +3,8 @@
 import itertools
 import json
 import shutil
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from make_data import make_hggt, smooth_image, write_votes
 from PIL import Image
 
 from models import hggt
-from models.hggt import Draws, check_data, index_sets, load_sets, png_size, vote
+from models.hggt import Draws, check_data, index_sets, load_sets, png_size, read_rgb, vote
 
 
 def test_vote_table():
@@ -212,7 +214,7 @@ def test_choice_frequencies_follow_the_weights(tmp_path):
     weights = np.array([[0.5, 0.0, 0.3, 0.0, 0.2], [0.0, 0.0, 0.0, 0.0, 0.0]])
     draws = make_draws(tmp_path, weights)
     assert list(draws.eligible) == [0]  # a row of zeros is dropped
-    draws._read = lambda index, member: np.zeros((64, 64, 3), np.uint8)
+    draws._read = lambda index, member, rows=None: np.zeros((64, 64, 3), np.uint8)
     counts = np.bincount([draws[d]["choice"] for d in range(4000)], minlength=5) / 4000
     assert (counts[[1, 3]] == 0).all()
     assert np.abs(counts - weights[0]).max() < 5 * np.sqrt(0.25 / 4000)
@@ -229,13 +231,31 @@ def test_only_what_is_needed_is_decoded(tmp_path, monkeypatch):
     make_hggt(tmp_path, n=1)
     decoded = []
     real = hggt.read_rgb
-    monkeypatch.setattr(hggt, "read_rgb", lambda p: decoded.append(p) or real(p))
+    monkeypatch.setattr(hggt, "read_rgb", lambda p, rows: decoded.append(rows) or real(p, rows))
     make_draws(tmp_path, np.eye(1, 5))[0]
-    assert len(decoded) == 1
+    assert decoded == [None]
     make_draws(tmp_path, np.eye(5)[[3]])[0]
-    assert len(decoded) == 1 + 2
+    assert len(decoded) == 1 + 2 and decoded[1] is None and 32 <= decoded[2] <= 64
     make_draws(tmp_path, None)[0]
     assert len(decoded) == 1 + 2 + 5
+
+
+def test_first_rows_of_a_png(tmp_path):
+    image = smooth_image(np.random.default_rng(0), 48, 40)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    for rows in (1, 17, 47, 48):
+        assert np.array_equal(read_rgb(tmp_path / "a.png", rows), image[:rows])
+    # Interlaced, which Pillow does not write: seven passes (PNG specification, Adam7)
+    data = (tmp_path / "a.png").read_bytes()
+    passes = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2),
+              (0, 1, 1, 2))
+    rows = [b"\0" + row.tobytes() for x, y, dx, dy in passes for row in image[y::dy, x::dx]]
+    parts = [data[12:28] + b"\1", b"IDAT" + zlib.compress(b"".join(rows)), b"IEND"]
+    (tmp_path / "a.png").write_bytes(data[:8] + b"".join(
+        struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part))
+        for part in parts))
+    assert np.array_equal(read_rgb(tmp_path / "a.png"), image)
+    assert np.array_equal(read_rgb(tmp_path / "a.png", 17)[:17], image[:17])
 
 
 def test_patch_must_fit(tmp_path):

@@ -1,0 +1,131 @@
+"""Training samples per second of one core, for each sampler, with and without --cache.
+
+    python -m benchmarks.loader                    # photographs as 512 x 512 PNG, about 2 minutes
+    python -m benchmarks.loader --data datasets/HGGT --steps-per-second 9.5
+
+The baseline does what is usual: decode all five ground truths to float, degrade the full original,
+then crop; its steps are the project's own functions. It runs twice, the second time as the null
+arm. Writes results/loader_cpu.csv. Files are read once before, so that no disk is timed.
+"""
+
+import argparse
+import functools
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from benchmarks.common import abba, spread, write_results
+from benchmarks.photos import write_sets
+from models.cache import PixelCache
+from models.degradations import apply_degradation, degrade_patch, draw_degradation
+from models.hggt import Draws, load_sets, read_rgb
+from train_sr import PRESETS, StepDraws, sampling_weights
+
+SAMPLERS = ("upos", "sma", "amo")
+SAMPLES, WORKER_SAMPLES = 12, 48  # per timed call
+# ASSUMED: 300,000 steps in 8.2 h and 13.8 h, what one H100 at 40 % of its bf16 rate needs with AMO
+STEPS_PER_SECOND = {"swinir": 10.2, "rrdb": 6.0}
+
+
+def baseline_sample(draws: Draws, setting: str, draw: int) -> dict[str, torch.Tensor]:
+    """The sample of a draw with all five GTs, decoded and degraded as a whole, then cropped."""
+    index, size = draws.set_of(draw), draws.patch_size
+    rng = np.random.default_rng((draws.seed, draw))
+    decoded = [read_rgb(path) for path in draws.sets.paths[index]]
+    images = [image.astype(np.float32) / 255 for image in decoded]
+    full = apply_degradation(decoded[0], draw_degradation(rng, setting), rng)
+    full = full.astype(np.float32) / 255
+    height, width = draws.sets.sizes[index]
+    top, left = (int(rng.integers((n - size) // 4 + 1)) for n in (height, width))
+    lq = full[top : top + size // 4, left : left + size // 4]
+    gts = [x[4 * top : 4 * top + size, 4 * left : 4 * left + size] for x in images]
+    if rng.random() < 0.5:
+        lq, gts = lq[:, ::-1], [gt[:, ::-1] for gt in gts]
+    return {"lq": torch.from_numpy(np.ascontiguousarray(lq.transpose(2, 0, 1))),
+            "gts": torch.from_numpy(np.ascontiguousarray(np.stack(gts).transpose(0, 3, 1, 2)))}
+
+
+def make_draws(sets, pixels: PixelCache) -> dict[tuple[str, str, bool], Draws]:
+    """{(net, sampler, cached): its samples}; labels and qualities are random."""
+    rng, shape = np.random.default_rng(0), (len(sets.names), len(sets.paths[0]))
+    labels = np.where(np.arange(shape[1]) == 0, 0, rng.choice([1, 1, 0, -1], shape))
+    labels[:, -1] = 1  # no set without a positive
+    quality = rng.uniform(30, 70, shape)
+    return {
+        (net, sampler, cached): Draws(
+            sets, sampling_weights(sampler, labels, quality, 10.0, shape), 256, 0,
+            functools.partial(degrade_patch, setting=PRESETS[net]["degradation"]),
+            cache=pixels if cached else None)
+        for net in STEPS_PER_SECOND for sampler in SAMPLERS for cached in (False, True)
+    }
+
+
+def load(draws: Draws, workers: int) -> None:
+    """As in training, from the start of the workers on."""
+    for _ in DataLoader(draws, batch_sampler=StepDraws(1, WORKER_SAMPLES // 4, 4, 0, 1),
+                        num_workers=workers, multiprocessing_context="fork"):
+        pass
+
+
+def main(args: argparse.Namespace) -> None:
+    torch.set_num_threads(1)  # as in a DataLoader's worker
+    with tempfile.TemporaryDirectory() as folder:
+        root = args.data or folder + "/photos"
+        if not args.data:
+            write_sets(Path(root), 8)
+        sets = load_sets(root)
+        pixels = PixelCache(args.cache or folder, root, sets.paths, sets.sizes, read_rgb)
+        every = make_draws(sets, pixels)
+        header = ["setting", "arm", "workers", "ms_per_sample", "min", "max", "samples_per_second",
+                  "times_baseline", "cores_for_gpu"]
+        rows = []
+        for net, usual in STEPS_PER_SECOND.items():
+            setting = PRESETS[net]["degradation"]
+            wanted = (args.steps_per_second or usual) * PRESETS[net]["batch_size"]  # samples/s
+            plain = functools.partial(baseline_sample, every[net, "amo", False], setting)
+            arms = {"baseline": plain, "baseline_null": plain}
+            for sampler in SAMPLERS:
+                for cached in (False, True):
+                    arms[sampler + "_cache" * cached] = every[net, sampler, cached].__getitem__
+            seconds = abba({name: lambda one=one: [one(draw) for draw in range(SAMPLES)]
+                            for name, one in arms.items()}, args.repeats)
+            base = np.array(seconds["baseline"])
+            for name, values in seconds.items():
+                rate = SAMPLES / np.median(values)
+                rows.append([setting, name, 0, *spread(np.array(values) / SAMPLES * 1000),
+                             f"{rate:.1f}", f"{np.median(base / values):.2f}",
+                             f"{wanted / rate:.1f}"])
+        # Through the DataLoader, by the clock on the wall
+        arms = {(sampler + "_cache" * cached, workers):
+                functools.partial(load, every["swinir", sampler, cached], workers)
+                for sampler in ("upos", "amo") for cached in (False, True) for workers in (1, 2)}
+        for (name, workers), values in abba(arms, max(1, args.repeats // 2), "wall").items():
+            rows.append(["one_round", name, workers,
+                         *spread(np.array(values) / WORKER_SAMPLES * 1000),
+                         f"{WORKER_SAMPLES / np.median(values):.1f}", "", ""])
+    rates = "; ".join(f"{PRESETS[net]['degradation']}: {args.steps_per_second or usual} steps/s of "
+                      f"{PRESETS[net]['batch_size']}" for net, usual in STEPS_PER_SECOND.items())
+    write_results("loader", header, rows, "cpu", [
+        "512x512 PNG photographs" if not args.data else args.data,
+        f"workers 0: CPU time of one core, {args.repeats} times {SAMPLES} samples: median, "
+        f"minimum, maximum; else wall time of {WORKER_SAMPLES} samples by that many processes",
+        "baseline: decode five to float, degrade the full original, crop; baseline_null: itself",
+        f"cores_for_gpu: that feed a GPU of {rates}"])
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    add = parser.add_argument
+    add("--data", metavar="DIR", help="multi-GT folder (default: photographs of scikit-image)")
+    add("--cache", metavar="DIR", help="as train_sr.py's (default: a temporary folder)")
+    add("--repeats", type=int, default=4, help="timed calls of each arm (default: %(default)s)")
+    add("--steps-per-second", type=float, metavar="N",
+        help="rate of the GPU to be fed (default: 10.2 SwinIR, 6.0 RRDB, an H100's by arithmetic)")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    main(parse_args())
