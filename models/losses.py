@@ -16,6 +16,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 VGG19_URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"  # torchvision IMAGENET1K_V1
+NAMED_HASH = re.compile(r"-(?!\d{8}\.)([0-9a-f]{8})\.\w+$")  # eight digits alone are a date
 # 3 x 3 convolutions of that width, each followed by a ReLU; P = 2 x 2 max pooling
 VGG19_LAYERS = [64, 64, "P", 128, 128, "P", *[256] * 4, "P", *[512] * 4, "P", *[512] * 4]
 # conv1_2, conv2_2, conv3_4, conv4_4, conv5_4 by their index in torchvision's vgg19().features.
@@ -108,7 +109,7 @@ def _cached_vgg19() -> str:
 def _read_state(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: no such file; VGG19 weights are at {VGG19_URL}")
-    named = re.search(r"-(?!\d{8}\.)([0-9a-f]{8})\.\w+$", str(path))  # not a date
+    named = NAMED_HASH.search(str(path))
     if named:
         digest = hashlib.sha256()
         with open(path, "rb") as file:
