@@ -12,7 +12,7 @@ Out: --out (default results/analysis) with table6.csv and table1.csv (phase I: a
      two models compared), table2.csv and table3.csv (phase II: all pairs, the best seven metrics),
      table4.csv (HGGT, with Sec. 7.1's percentages), the paper's columns first and the protocol in
      lines with #; figure2.csv, the pairs of Fig. 2; and scores/<metric>.csv, one row per image, so
-     that an interrupted run goes on where it stopped, beside <metric>.weights.csv, which says what
+     that an interrupted run goes on where it stopped, beside <metric>.weights.txt, which says what
      it was scored with. After a change to the code of one's own metric, delete its file there.
 """
 
@@ -357,7 +357,7 @@ def main(args: argparse.Namespace) -> None:
     out.mkdir(parents=True, exist_ok=True)
 
     def weights_file(m: Metric) -> Path:
-        return out / "scores" / f"{cache_stem(m.spec)}.weights.csv"
+        return out / "scores" / f"{cache_stem(m.spec)}.weights.txt"
 
     def build(m: Metric) -> torch.nn.Module:
         net = load_iqa(m.spec, device)

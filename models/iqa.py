@@ -444,7 +444,7 @@ def main(argv: list[str] | None = None) -> None:
             _prefetch(name)
             print(f"{name}: ready", flush=True)
         except (ValueError, OSError) as error:  # the others are fetched all the same
-            problems.append(str(error))
+            problems.append(f"{name}: {' '.join(str(error).split())}")
     hub, hugging_face = _caches()
     print(f"For runs without a network: export TORCH_HOME={hub.parent} "
           f"HF_HOME={hugging_face.parent} HF_HUB_OFFLINE=1")

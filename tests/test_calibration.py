@@ -83,7 +83,8 @@ def photographs():
     ]  # fmt: skip
     for name in NAMES:
         x, y = (image(folder, name) for folder in ("dist_dir", "ref_dir"))
-        pairs.append((name, *((z[0].permute(1, 2, 0) * 255).round().byte().numpy() for z in (x, y))))
+        bmp = ((z[0].permute(1, 2, 0) * 255).round().byte().numpy() for z in (x, y))
+        pairs.append((name, *bmp))
     return pairs
 
 
