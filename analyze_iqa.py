@@ -12,8 +12,8 @@ Out: --out (default results/analysis) with table6.csv and table1.csv (phase I: a
      two models compared), table2.csv and table3.csv (phase II: all pairs, the best seven metrics),
      table4.csv (HGGT, with Sec. 7.1's percentages), the paper's columns first and the protocol in
      lines with #; figure2.csv, the pairs of Fig. 2; and scores/<metric>.csv, one row per image, so
-     that an interrupted run goes on where it stopped. After a change to the code of one's own
-     metric, delete its file there.
+     that an interrupted run goes on where it stopped, beside <metric>.weights.txt, which says what
+     it was scored with. After a change to the code of one's own metric, delete its file there.
 """
 
 import argparse
@@ -30,11 +30,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from models.checkpoint import write_csv
+from models.checkpoint import read_csv, write_csv
 from models.distributed import clean_exit, finish, gather, init_distributed, main_first
 from models.hggt import load_sets
 from models.iqa import load_iqa
-from models.scores import Scores, score_images
+from models.scores import Scores, cache_stem, score_images
 
 # PAPER: Table 6, best first; the first seven are Table 1's
 METRICS = (
@@ -355,10 +355,18 @@ def main(args: argparse.Namespace) -> None:
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
 
+    def weights_file(m: Metric) -> Path:
+        return out / "scores" / f"{cache_stem(m.spec)}.weights.txt"
+
+    def build(m: Metric) -> torch.nn.Module:
+        net = load_iqa(m.spec, device)
+        write_csv(weights_file(m), ["weights"], [[net.weights or "none"]])
+        return net
+
     def score(metrics: list[Metric], *keys: np.ndarray) -> dict[str, Scores]:
         wanted = {key: images[key] for array in keys for key in array.flat}
         where = (wanted, out / "scores", device, args.batch_size, rank, world, gather)
-        scores = {m.name: score_images(m.spec, functools.partial(load_iqa, m.spec, device), *where)
+        scores = {m.name: score_images(m.spec, functools.partial(build, m), *where)
                   for m in metrics}
         scores = {name: s for name, s in scores.items() if s is not None}
         if not scores:
@@ -368,13 +376,20 @@ def main(args: argparse.Namespace) -> None:
     made = ", ".join(f"{p} {version(p)}" for p in ("torch", "pyiqa", "numpy"))
     made = f"seed {args.seed}; Python {platform.python_version()}, {made}"
     own = [f"{m.name} = {m.spec}" for m in dict.fromkeys(metrics + best) if m.name != m.spec]
+    colour = "images: RGB, 8 bit, whole (no border cropped); quality up = better"
+
+    def weights(metrics: list[Metric]) -> list[str]:
+        files = {m.name: weights_file(m) for m in metrics}
+        return [f"weights of {name}: {read_csv(file)[0][0]['weights']}"
+                for name, file in files.items() if file.is_file()]
 
     def table(name: str, metrics: list[Metric], cells: dict[str, dict], first: str, *notes: str,
               digits: int = 2) -> None:
         rows = [{"metric": DISPLAY.get(m.name, m.name), "pyiqa_name": m.name}
                 | cells.get(m.name, {}) for m in metrics]
         if rank == 0:
-            write_table(out / f"{name}.csv", rows, first.split(), [*notes, *own, made], digits)
+            write_table(out / f"{name}.csv", rows, first.split(),
+                        [*notes, colour, *own, *weights(metrics), made], digits)
 
     protocol = (
         "accuracy: share of the pairs on which the metric prefers the image that most raters do; "
@@ -450,7 +465,8 @@ def main(args: argparse.Namespace) -> None:
                       ["set", "image1", "image2", "quality1", "quality2", "difference"], lines,
                       ["Fig. 2: two Positives of a set, furthest apart in quality, among the sets "
                        f"with a negative of {args.sets}; the largest difference first",
-                       f"quality: {args.reference}"])
+                       f"quality: {args.reference}", colour,
+                       *weights([m for m in best if m.name == args.reference]), made])
     finish()
 
 

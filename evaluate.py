@@ -211,7 +211,8 @@ def split_pairs(pairs: list[str], flag: str) -> dict[str, str]:
     """["NAME=VALUE", ...] -> {NAME: VALUE}."""
     names = [pair.partition("=")[0] for pair in pairs]
     for pair, name in zip(pairs, names, strict=True):
-        if not name or "=" not in pair or names.count(name) > 1 or set(name) & set("/\\\n"):
+        if (name in ("", ".", "..") or "=" not in pair or names.count(name) > 1
+                or set(name) & set("/\\\n")):
             raise ValueError(f"{flag} {pair}: write NAME=VALUE, each NAME once, without a slash")
     return dict(pair.split("=", 1) for pair in pairs)
 
@@ -224,7 +225,12 @@ def load_metric(spec: str, device: torch.device) -> tuple[str, Callable]:
         return "fr", lambda sr, gt: function(sr, gt, CROP_BORDER)
     if name in FULL_REFERENCE:
         net = load_fr(FULL_REFERENCE[name] + at + file, device)
-        return "fr", lambda sr, gt: net(crop(sr, CROP_BORDER), crop(gt, CROP_BORDER))
+
+        def compare(sr: Tensor, gt: Tensor) -> Tensor:
+            return net(crop(sr, CROP_BORDER), crop(gt, CROP_BORDER))
+
+        compare.weights = net.weights
+        return "fr", compare
     return "nr", load_iqa(NO_REFERENCE.get(name, name) + at + file, device)
 
 
@@ -339,6 +345,8 @@ def main(args: argparse.Namespace) -> None:
         f"on {device.type}",
         *(f"column {c}: {name}, weights sha256 {file_digest(file)}"
           for c, (name, at, file) in ((c, s.partition("@")) for c, s in specs.items()) if at),
+        *(f"column {c}: weights {f.weights}" for c, (_, f) in metrics.items()
+          if "@" not in specs[c] and getattr(f, "weights", "")),
     ]
     files = {m: f"row {m}: weights sha256 {file_digest(path)}" for m, path in models.items()}
 

@@ -600,9 +600,9 @@ def main(args: argparse.Namespace) -> None:
     if not tables:
         raise FileNotFoundError(f"--results {results}: no table1.csv to table8.csv; run "
                                 "analyze_iqa.py or evaluate.py with this folder")
-    per_image: list[dict[str, str]] = []
+    per_image, scored_with = [], []
     if args.sr or (results / "table5_per_image.csv").is_file():
-        per_image, _ = read_csv(results / "table5_per_image.csv", ["model", "image"])
+        per_image, scored_with = read_csv(results / "table5_per_image.csv", ["model", "image"])
         scored = {c for row in per_image for c in numbers(row)} - {*FULL_REFERENCE}
         for flag, column in (("--quality", quality), ("--held-out", held_out)):
             if args.sr and column not in scored:
@@ -625,7 +625,7 @@ def main(args: argparse.Namespace) -> None:
         absent = [r["model"] for r in paper[7] if r["model"] not in {m["model"] for m in rows}]
         print(f"table7.csv: without {', '.join(absent)}" if absent else "table7.csv: all rows")
         write_rows(results / "table7.csv", tables[7][0], [
-            f"Table 7, rows of table5.csv: {(notes or [''])[0]}",
+            "Table 7, rows of table5.csv", *notes,
             f"nr_metric, lambda_a: the paper's settings of these rows; our Q is {quality}"])
     print("\nThe paper's numbers are of SBS180K, HGGT and RealSR v3")
     cells = {n: compare(tables[n][0], paper[n], KEY[n]) for n in sorted(tables)}
@@ -638,7 +638,7 @@ def main(args: argparse.Namespace) -> None:
               ["table", "row", "column", "ours", "paper", "difference"],
               [[n, *cell] for n, found in cells.items() for cell in found],
               ["difference: ours less the paper's, whose numbers are of SBS180K, HGGT, RealSR v3",
-               *(f"ours, table {n}: {' / '.join(tables[n][1][:2])}" for n in cells)])
+               *(f"ours, table {n}: {' / '.join(tables[n][1])}" for n in cells)])
     print("\ncomparison.csv: written")
 
     # Plots of the tables
@@ -705,7 +705,8 @@ def main(args: argparse.Namespace) -> None:
             "structured noise: (1 - rho^2) |HP(SR)|^2 / |HP(reference)|^2 of luma, reference: "
             f"{args.reference or 'the originals'}; mean of {len(test.originals)} images",
             "the rows are not at equal quality; d_*: less the row's base",
-            f"quality: {quality}; held_out: {held_out}"])
+            f"quality: {quality}; held_out: {held_out}; noise: whole images, no border cropped",
+            *scored_with])
     else:
         print("structured_noise.csv: not made, no fine-tuned row with its base")
     chosen = {net: at_quantiles(gain(noise[f"{net}-{TUNED}"], noise[f"{net}-{NAIVE}"]), 3)

@@ -22,12 +22,15 @@ import io
 import json
 import math
 import os
+import platform
+import re
 import shutil
 import sys
 import zlib
 from pathlib import Path
 
 import numpy as np
+import scipy
 from PIL import Image
 from scipy import stats
 
@@ -452,7 +455,7 @@ def make(args: argparse.Namespace) -> None:
 # ------------------------------------------------------------------------- analyze
 
 
-def read_json(path: str) -> dict:
+def read_json(path: str | Path) -> dict:
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -460,6 +463,28 @@ def read_json(path: str) -> dict:
     if not isinstance(data, dict):
         raise ValueError(f"{path}: holds a {type(data).__name__}; get the file again")
     return data
+
+
+def read_key(path: str | Path) -> dict:
+    """What `make` wrote; ValueError if it is damaged, or names a file outside of its folder."""
+    key = read_json(path)
+    try:
+        whole = (
+            re.fullmatch("[0-9a-f]{8}", key["study"]) and re.fullmatch("[0-9a-f]{64}",
+                                                                       key["pixels_sha256"])
+            and type(key["raters"]) is int and key["plan"]
+            and all(is_model_name(key[m]) for m in "ab")
+            and all(re.fullmatch(r"rater\d+", rater) and type(plan["token"]) is str
+                    and plan["pairs"] and all(
+                        type(pair["id"]) is str and pair["left"] in ("a", "b")
+                        and pair["image"] == Path(pair["image"]).name for pair in plan["pairs"])
+                    for rater, plan in key["plan"].items())
+        )
+    except (KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise ValueError(f"{path}: not the key.json of a study, or damaged (--key)")
+    return key
 
 
 def read_votes(path: str, key: dict) -> tuple[str, list[dict]]:
@@ -496,9 +521,7 @@ def read_votes(path: str, key: dict) -> tuple[str, list[dict]]:
 
 def analyze(args: argparse.Namespace) -> None:
     # Inputs: all bad files are listed before anything is counted
-    key = read_json(args.key)
-    if not {"study", "a", "b", "raters", "plan"} <= set(key):
-        raise ValueError(f"{args.key}: not the key.json of a study (--key)")
+    key = read_key(args.key)
     votes, files, problems = {}, {}, []
     for path in args.votes:
         try:
@@ -534,6 +557,8 @@ def analyze(args: argparse.Namespace) -> None:
         "standard error: sample deviation over the root of the raters; intervals 95 %",
         f"left chosen in {lefts:.1f} % of the votes, either model; {shrunk} votes on images shrunk "
         "to fit the screen",
+        f"images: whole, RGB, 8 bit, as they are; sha256 {key['pixels_sha256'][:12]}",
+        f"Python {platform.python_version()}, numpy {np.__version__}, scipy {scipy.__version__}",
         PAPER,
     ]
     rows += [[name, "", "", "" if math.isnan(x) else f"{x:.2f}" if name != "p" else f"{x:.4g}"]
@@ -557,10 +582,15 @@ def analyze(args: argparse.Namespace) -> None:
           f"mean above 50 %, one-sided t-test: {test}\n{lines[2]}\n{PAPER}")
 
 
+def is_model_name(name: str) -> bool:
+    """Whether a name fits on one line and is one part of a path."""
+    return name.isprintable() and not set(name) & set("/\\") and name not in ("", ".", "..")
+
+
 def name_and_folder(text: str) -> tuple[str, str]:
     name, _, folder = text.partition("=")
-    if not name or not folder:
-        raise argparse.ArgumentTypeError(f"{text}: write NAME=DIR")
+    if not is_model_name(name) or not folder:
+        raise argparse.ArgumentTypeError(f"{text!r}: write NAME=DIR, NAME without a slash")
     return name, folder
 
 

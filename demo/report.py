@@ -19,7 +19,7 @@ import numpy as np
 from demo.data import RATER_NOISE, rng_of, to_float, utilities
 from models.checkpoint import read_csv, write_csv
 from models.hggt import read_rgb
-from user_study import checksum
+from user_study import checksum, read_key
 
 CHAIN = ("OrigsOnly", "Rand", "UPos", "SMA", "AMO")
 SAMPLERS = (*CHAIN, "SMP")
@@ -68,10 +68,11 @@ def orderings(means: dict[str, dict[str, float]]) -> list[tuple[str, str, str, s
 
 
 def report(results: Path) -> None:
-    per_image, _ = read_csv(results / "table5_per_image.csv")
+    per_image, notes = read_csv(results / "table5_per_image.csv")
     means = row_means([r for r in per_image if r["model"] != "Gold Standard"])
     checks = orderings(means)
-    write_csv(results / "orderings.csv", ["kind", "ordering", "outcome", "numbers"], checks)
+    write_csv(results / "orderings.csv", ["kind", "ordering", "outcome", "numbers"], checks,
+              notes)
     for kind, name, outcome, numbers in checks:
         mark = "warning: " if kind == "robust" and outcome != "held" else ""
         print(f"  {mark}{name}: {outcome}{'' if kind == 'robust' else ' (not robust)'}: {numbers}")
@@ -79,7 +80,7 @@ def report(results: Path) -> None:
 
 def seeds_table(folders: list[Path], out: Path) -> None:
     """One row per ordering, one column per seed, and how often it held."""
-    tables = [read_csv(folder / "orderings.csv")[0] for folder in folders]
+    tables, notes = zip(*(read_csv(folder / "orderings.csv") for folder in folders), strict=True)
     seeds = [folder.name.rsplit("seed", 1)[1] for folder in folders]
     header = ["kind", "ordering", "held", *(f"seed_{s}" for s in seeds)]
     rows = []
@@ -89,19 +90,20 @@ def seeds_table(folders: list[Path], out: Path) -> None:
                      f"{outcomes.count('held')} of {len(outcomes)}", *outcomes])
     per_seed = [row_means([r for r in read_csv(f / "table5_per_image.csv")[0]
                            if r["model"] != "Gold Standard"]) for f in folders]
-    write_csv(out, header, rows)
+    notes = [f"seed {s}: {line}" for s, lines in zip(seeds, notes, strict=True) for line in lines]
+    write_csv(out, header, rows, notes)
     metrics = ("q", "judge", "psnr", "psnr_original")
     write_csv(out.with_name(f"{out.stem}_means.csv"),
               ["row", *(f"{m}{s}" for m in metrics for s in ("", "_sd"))],
               [[row, *(f"{f([p[row][m] for p in per_seed]):.2f}" for m in metrics
-                       for f in (np.mean, np.std))] for row in per_seed[0]])
+                       for f in (np.mean, np.std))] for row in per_seed[0]], notes)
     for row in rows:
         print(f"  {row[1]}: held on {row[2]}")
 
 
 def simulate_votes(study: Path, sr: Path, pristine: Path, out: Path) -> None:
     """A votes file per rater of user_study.py, by a noisy comparison with the pristine images."""
-    key = json.loads((study / "key.json").read_text())
+    key = read_key(study / "key.json")
     out.mkdir(parents=True, exist_ok=True)
     for rater, plan in key["plan"].items():
         rng, votes = rng_of(key["study"], rater), []

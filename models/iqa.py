@@ -6,16 +6,19 @@
     load_iqa("demo.quality:q@q.pt", device)  one's own: q(weights="q.pt") -> nn.Module,
                                              (N, 3, H, W) in [0, 1] -> (N,), up = better
     load_fr("lpips", device)                 a full-reference metric of pyiqa, its sign unchanged
-    python -m models.iqa prefetch musiq nima      downloads weights, for machines without a network
+    python -m models.iqa prefetch [musiq nima ...] [--into DIR]     all weights that a run needs
 
 The cache folders are TORCH_HOME (~/.cache/torch) and HF_HOME (~/.cache/huggingface); pyiqa fixes
-them at its import, which happens at the first use of a pyiqa metric. Checked with pyiqa 0.1.16.
+them at its import, which happens at the first use of a pyiqa metric. With HF_HUB_OFFLINE=1 nothing
+tries to reach a network. Files are unpickled as plain tensors alone, and refused where their name
+carries another SHA-256 than their content has. Checked with pyiqa 0.1.16.
 """
 
 import argparse
 import contextlib
 import difflib
 import functools
+import hashlib
 import importlib
 import inspect
 import io
@@ -26,8 +29,9 @@ import socket
 import sys
 import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 from urllib.parse import urlparse
 
 import torch
@@ -48,11 +52,38 @@ NO_WEIGHT_FILE = ("piqe", "pi", "entropy", "liqe", "arniqa", "clipiqa", "qalign"
 # pyiqa loads these files with strict=False, so that any file passes; the parameters under the given
 # prefix come from torchvision and are not in the file.
 LOOSELY_LOADED = {"topiq": (), "metaiqa": (), "stlpips": (), "lpips": "net.", "dists": "stage"}
-NETWORK_SECONDS = 3.0
+# The files of the paper's metrics, below TORCH_HOME/hub (the backbones of nima, qalign and topiq_nr
+# are huggingface_hub's): so a missing one is told without importing pyiqa, which takes seconds.
+PAPER_FILES = {
+    "NR": {
+        "musiq": ["pyiqa/musiq_koniq_ckpt-e95806b9.pth"],
+        "nima": ["pyiqa/NIMA_InceptionV2_ava-b0c77c00.pth"],
+        "qalign": [],
+        "topiq_nr": ["pyiqa/cfanet_nr_koniq_res50-9a73138b.pth"],
+        "paq2piq": ["pyiqa/P2P_RoIPoolModel-fit.10.bs.120-ca69882e.pth",
+                    "checkpoints/resnet18-f37072fd.pth"],
+    },
+    "FR": {
+        "lpips": ["pyiqa/LPIPS_v0.1_alex-df73285e.pth", "checkpoints/alexnet-owt-7be5be79.pth"],
+        "stlpips": ["pyiqa/alex_shift_tolerant.pth"],
+        "dists": ["pyiqa/DISTS_weights-f5e65c96.pth", "checkpoints/vgg16-397923af.pth"],
+    },
+}  # fmt: skip
+PAPER_NAMES = (*PAPER_FILES["NR"], *PAPER_FILES["FR"], "vgg19")
+VGG19_URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"  # of the perceptual loss
+# The start of the SHA-256 in the names of pyiqa's, torchvision's and torch hub's files; eight
+# digits without a letter are taken for a date.
+NAMED_HASH = re.compile(r"-(?!\d{8}\.)([0-9a-f]{8})\.\w+$")
+NETWORK_SECONDS = 1.5
+PREFETCH = "python -m models.iqa prefetch"
 
 
 class MetricUnavailable(OSError):
     """The metric exists, but its weights (or a package it needs) cannot be had on this machine."""
+
+
+class RefusedFile(ValueError):
+    """A weight file that is damaged, not what its name says, or more than plain tensors."""
 
 
 class FrozenMetric(nn.Module):
@@ -61,13 +92,15 @@ class FrozenMetric(nn.Module):
     Always in eval mode, also below a parent in training (MUSIQ skips its normalisation and patches
     in training mode), and always in float32, also under autocast (bf16 moves MUSIQ by up to 0.55).
     Nothing in it is random: pyiqa's multi-crop metrics use a fixed grid of crops in eval mode.
+    weights: for the heads of tables, "FILE sha256 0123456789ab" of each weight file, with commas.
     """
 
-    def __init__(self, net: nn.Module, name: str, sign: int = 1, differentiable: bool = False):
+    def __init__(self, net: nn.Module, name: str, sign: int = 1, differentiable: bool = False,
+                 weights: str = ""):
         super().__init__()
         self.net = net.requires_grad_(False)
         self.name, self.sign, self.differentiable = name, sign, differentiable
-        self.side = min_side(name)
+        self.side, self.weights = min_side(name), weights
         self.one_by_one = name.startswith(("qalign", "qrealign"))  # they assert N = 1
         self.eval()
 
@@ -128,11 +161,13 @@ def load_iqa(
     if differentiable and _family(name) in NO_GRADIENT:
         raise ValueError(f"metric {name}: has no gradient; use a differentiable one such as musiq")
     if ":" in name:
+        files = {weights: _checked_digest(weights)} if weights else {}
         net, sign = _build_own(name, weights).to(device), 1
     else:
-        config = _pyiqa_config(name, "NR")
-        net, sign = _build_pyiqa(name, weights, device), -1 if config.get("lower_better") else 1
-    metric = FrozenMetric(net, name, sign, differentiable)
+        _need_files(name, weights, "NR")
+        sign = -1 if _pyiqa_config(name, "NR").get("lower_better") else 1
+        net, files = _build_pyiqa(name, weights, device)
+    metric = FrozenMetric(net, name, sign, differentiable, _listed(files))
     if differentiable:
         _probe_gradient(metric, device)
     return metric
@@ -144,8 +179,10 @@ def load_fr(name: str, device: str | torch.device, weights: str | None = None) -
     pyiqa's own sign (LPIPS, ST-LPIPS, DISTS: lower is better), no gradient; else as `load_iqa`.
     """
     name, weights = _split(name, weights)
+    _need_files(name, weights, "FR")
     _pyiqa_config(name, "FR")
-    return FrozenMetric(_build_pyiqa(name, weights, device), name)
+    net, files = _build_pyiqa(name, weights, device)
+    return FrozenMetric(net, name, weights=_listed(files))
 
 
 def min_side(name: str) -> int:
@@ -199,6 +236,15 @@ def _build_own(name: str, weights: str | None) -> nn.Module:
     return net
 
 
+def _need_files(name: str, weights: str | None, mode: str) -> None:
+    """MetricUnavailable, without importing pyiqa, where a paper's metric cannot be had."""
+    files = PAPER_FILES[mode].get(name, [])[bool(weights) :]  # one's own file stands for the first
+    missing = [path for file in files if not (path := _caches()[0] / file).is_file()]
+    if missing and not _online():
+        raise MetricUnavailable(f"metric {name}: no weights, {missing[0]} is missing; where there "
+                                f"is a network, run: {PREFETCH} {name}")
+
+
 def _pyiqa_config(name: str, mode: str | None) -> dict:
     """pyiqa's entry of a per-image metric of the given mode, "NR" or "FR" (None: either)."""
     try:
@@ -216,15 +262,17 @@ def _pyiqa_config(name: str, mode: str | None) -> dict:
     raise ValueError(f"metric {name}: unknown to pyiqa; did you mean {', '.join(close)}?")
 
 
-def _build_pyiqa(name: str, weights: str | None, device: str | torch.device) -> nn.Module:
+def _build_pyiqa(
+    name: str, weights: str | None, device: str | torch.device
+) -> tuple[nn.Module, dict[str, str]]:
     """pyiqa's network without pyiqa's wrapper, which switches gradients on or off, averages a loss
-    over the batch, waits for the GPU to check the range, and leaves the sign alone."""
-    options = {}
+    over the batch, waits for the GPU to check the range, and leaves the sign alone; and the files
+    that it was built from, {path: SHA-256}."""
+    options, files = {}, {}
     if weights:
         if _family(name) in NO_WEIGHT_FILE:
             raise ValueError(f"metric {name}: takes no weight file; put its files into the cache "
-                             f"folders with: python -m models.iqa prefetch {name}")
-        state = None if weights.endswith(".mat") else _read_weights(weights)
+                             f"folders with: {PREFETCH} {name}")
         options["pretrained_model_path"] = weights
         if name == "musiq-ava":
             options["num_class"] = 10  # pyiqa sets it for the download alone
@@ -232,8 +280,11 @@ def _build_pyiqa(name: str, weights: str | None, device: str | torch.device) -> 
         from pyiqa.models.inference_model import InferenceModel
 
         # pyiqa reports on stdout, which belongs to the scripts' tables.
-        with contextlib.redirect_stdout(sys.stderr if _online() else io.StringIO()), _network():
+        with contextlib.redirect_stdout(sys.stderr if _online() else io.StringIO()), _network(), \
+                _guarded_loads(files):
             net = InferenceModel(name, device=torch.device(device), **options).net
+    except RefusedFile:
+        raise
     except Exception as error:  # urllib, huggingface_hub, timm and torch have each their own
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:80]}"
         if isinstance(error, ImportError):
@@ -244,9 +295,10 @@ def _build_pyiqa(name: str, weights: str | None, device: str | torch.device) -> 
         raise MetricUnavailable(
             f"metric {name}: weights are not (whole) in {' or '.join(map(str, _caches()))} and "
             f"cannot be downloaded ({reason}); where there is a network, run: "
-            f"python -m models.iqa prefetch {name}"
+            f"{PREFETCH} {name}"
         ) from error
     if weights and _family(name) in LOOSELY_LOADED:
+        state = torch.load(weights, map_location="cpu", weights_only=True)
         state = state.get("params", state) if isinstance(state, dict) else {}
         elsewhere = LOOSELY_LOADED[_family(name)]
         needed = [k for k, _ in net.named_parameters() if not k.startswith(elsewhere)]
@@ -254,16 +306,50 @@ def _build_pyiqa(name: str, weights: str | None, device: str | torch.device) -> 
         if missing:
             raise ValueError(f"{weights}: does not fit metric {name} ({len(missing)} of "
                              f"{len(needed)} weights are absent, such as {missing[0]})")
-    return net
+    return net, files
 
 
-def _read_weights(path: str) -> object:
-    """What pyiqa will unpickle from a weight file; refused if that is more than plain data."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else "empty"
-        raise ValueError(f"{path}: not a weight file of plain tensors ({reason})") from error
+def _checked_digest(path: str) -> str:
+    """The SHA-256 of a file; RefusedFile if it is not the one that the file's name carries."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    named = NAMED_HASH.search(path)
+    if named and not digest.hexdigest().startswith(named[1]):
+        raise RefusedFile(f"{path}: truncated or not the public file, its SHA-256 is "
+                          f"{digest.hexdigest()[:8]}; delete it and prefetch it again")
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _guarded_loads(files: dict[str, str]) -> Iterator[None]:
+    """Check each file that is loaded meanwhile, and note it: {path: SHA-256}.
+
+    pyiqa loads with weights_only=False; here torch.load unpickles nothing but plain tensors.
+    """
+    import scipy.io
+
+    def guarded(load: Callable, **options: bool) -> Callable:
+        def read(file: object, *args: object, **kwargs: object) -> object:
+            path = str(getattr(file, "name", file))
+            files[path] = _checked_digest(path)
+            try:
+                return load(file, *args, **kwargs | options)
+            except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+                reason = " ".join(str(error).split())[:120] or "empty"
+                message = f"{path}: not a weight file of plain tensors ({reason})"
+                raise RefusedFile(message) from error
+
+        return read
+
+    with mock.patch.object(torch, "load", guarded(torch.load, weights_only=True)), \
+            mock.patch.object(scipy.io, "loadmat", guarded(scipy.io.loadmat)):
+        yield
+
+
+def _listed(files: dict[str, str]) -> str:
+    return ", ".join(f"{os.path.basename(f)} sha256 {d[:12]}" for f, d in sorted(files.items()))
 
 
 def _probe_gradient(metric: FrozenMetric, device: str | torch.device) -> None:
@@ -279,7 +365,7 @@ def _probe_gradient(metric: FrozenMetric, device: str | torch.device) -> None:
 
 @contextlib.contextmanager
 def _network() -> Iterator[None]:
-    """Let downloads fail within seconds where there is no network; caches stay readable.
+    """Where there is no network, let no download be tried; caches stay readable.
 
     huggingface_hub (timm's backbones) would retry for a minute, and urllib (pyiqa's own files,
     torchvision, CLIP) wait for ever where packets are dropped.
@@ -289,14 +375,10 @@ def _network() -> Iterator[None]:
         return
     from huggingface_hub import constants
 
-    before = constants.HF_HUB_OFFLINE, socket.getdefaulttimeout()
-    constants.HF_HUB_OFFLINE = True
-    socket.setdefaulttimeout(NETWORK_SECONDS)
-    try:
+    refuse = mock.Mock(side_effect=OSError("no network, or HF_HUB_OFFLINE is set"))
+    with mock.patch.object(constants, "HF_HUB_OFFLINE", True), \
+            mock.patch.object(socket, "create_connection", refuse):
         yield
-    finally:
-        constants.HF_HUB_OFFLINE = before[0]
-        socket.setdefaulttimeout(before[1])
 
 
 @functools.cache
@@ -317,7 +399,7 @@ def _online() -> bool:
     # In a thread, because a name server that does not answer cannot be given a time limit.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
-    thread.join(2 * NETWORK_SECONDS)
+    thread.join(NETWORK_SECONDS)
     return answered.is_set()
 
 
@@ -328,15 +410,46 @@ def _caches() -> list[Path]:
     return [Path(torch.hub.get_dir()), Path(constants.HF_HUB_CACHE)]
 
 
+def _prefetch(name: str) -> None:
+    """Download what a metric, or the perceptual loss "vgg19", loads; what is there is checked."""
+    with _network():
+        if name == "vgg19":
+            path = _caches()[0] / "checkpoints" / os.path.basename(VGG19_URL)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.is_file():
+                torch.hub.download_url_to_file(VGG19_URL, str(path))
+            _checked_digest(str(path))
+        elif name == "qalign":  # 16 GB: downloaded, but not built
+            importlib.import_module("huggingface_hub").snapshot_download("q-future/one-align")
+        else:
+            _pyiqa_config(name, None)
+            _build_pyiqa(name, None, "cpu")
+
+
 def main(argv: list[str] | None = None) -> None:
-    """Build each metric once, so that all its weights come to lie in the caches."""
+    """Let all weights of the metrics come to lie in one folder, or in the caches."""
     parser = argparse.ArgumentParser("python -m models.iqa", allow_abbrev=False)
     parser.add_argument("command", choices=["prefetch"], help="download the weights of metrics")
-    parser.add_argument("names", nargs="+", metavar="NAME", help="pyiqa metrics, e.g. musiq lpips")
-    for name in parser.parse_args(argv).names:
-        _pyiqa_config(name, None)
-        _build_pyiqa(name, None, "cpu")
-        print(f"{name}: ready in {' and '.join(map(str, _caches()))}")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="pyiqa metrics; vgg19 is the "
+                        "perceptual loss's (default: the paper's, " + " ".join(PAPER_NAMES) + ")")
+    parser.add_argument("--into", metavar="DIR", help="folder for all files (default: the caches)")
+    args = parser.parse_args(argv)
+    if args.into:  # before huggingface_hub and pyiqa are imported, which fix their folders then
+        os.environ.pop("HF_HUB_CACHE", None)
+        os.environ["TORCH_HOME"] = os.path.abspath(os.path.join(args.into, "torch"))
+        os.environ["HF_HOME"] = os.path.abspath(os.path.join(args.into, "huggingface"))
+    problems = []
+    for name in args.names or PAPER_NAMES:
+        try:
+            _prefetch(name)
+            print(f"{name}: ready", flush=True)
+        except (ValueError, OSError) as error:  # the others are fetched all the same
+            problems.append(f"{name}: {' '.join(str(error).split())}")
+    hub, hugging_face = _caches()
+    print(f"For runs without a network: export TORCH_HOME={hub.parent} "
+          f"HF_HOME={hugging_face.parent} HF_HUB_OFFLINE=1")
+    if problems:
+        raise ValueError("\n".join(problems))
 
 
 if __name__ == "__main__":
@@ -345,5 +458,6 @@ if __name__ == "__main__":
     except (ValueError, OSError) as problem:
         if os.environ.get("DEBUG"):
             raise
-        print(f"models/iqa.py: {problem}", file=sys.stderr)
+        for line in str(problem).splitlines():
+            print(f"models/iqa.py: {line}", file=sys.stderr)
         sys.exit(2)

@@ -4,8 +4,10 @@ Images are float (N, 3, H, W), RGB, nominally in [0, 1] (a network's output may 
 Every loss is a scalar tensor, a mean over batch, channels and pixels.
 """
 
+import hashlib
 import os
 import pickle
+import re
 import urllib.request
 from collections.abc import Sequence
 
@@ -14,6 +16,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 VGG19_URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"  # torchvision IMAGENET1K_V1
+NAMED_HASH = re.compile(r"-(?!\d{8}\.)([0-9a-f]{8})\.\w+$")  # eight digits alone are a date
 # 3 x 3 convolutions of that width, each followed by a ReLU; P = 2 x 2 max pooling
 VGG19_LAYERS = [64, 64, "P", 128, 128, "P", *[256] * 4, "P", *[512] * 4, "P", *[512] * 4]
 # conv1_2, conv2_2, conv3_4, conv4_4, conv5_4 by their index in torchvision's vgg19().features.
@@ -28,7 +31,8 @@ class VGG19Loss(nn.Module):
 
     weights: a state dict with the names of torchvision's vgg19 or the path of one, of which only
     features.0 to features.34 are used; None for torchvision's ImageNet weights, from the torch hub
-    cache or else downloaded into it. The network is frozen and in eval mode.
+    cache or else downloaded into it, unless HF_HUB_OFFLINE=1. A file whose name ends in the start
+    of a SHA-256, as torchvision's does, must have it. The network is frozen and in eval mode.
     forward(sr, gt): (N, 3, H, W) each, sides at least 16; no gradient goes to gt. Returns a scalar.
     Raises FileNotFoundError where there are no weights, ValueError where they don't fit.
     """
@@ -86,15 +90,18 @@ def _cached_vgg19() -> str:
     path = os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(VGG19_URL))
     if not os.path.exists(path):
         try:
+            if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+                raise OSError("HF_HUB_OFFLINE is set")
             # torch.hub knows no time limit, and an offline cluster may drop packets: ask first
             request = urllib.request.Request(VGG19_URL, method="HEAD")
-            urllib.request.urlopen(request, timeout=5).close()
+            urllib.request.urlopen(request, timeout=1.5).close()
             os.makedirs(os.path.dirname(path), exist_ok=True)
             torch.hub.download_url_to_file(VGG19_URL, path, hash_prefix="dcbb9e9d")
         except (OSError, RuntimeError) as error:  # URLError is an OSError, a bad hash the other
             raise FileNotFoundError(
                 f"no VGG19 weights: {path} is missing and can't be downloaded ({error}); "
-                f"fetch {VGG19_URL} on a machine with network and put it there"
+                "where there is a network, run: python -m models.iqa prefetch vgg19 (it fetches "
+                f"{VGG19_URL})"
             ) from error
     return path
 
@@ -102,6 +109,15 @@ def _cached_vgg19() -> str:
 def _read_state(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: no such file; VGG19 weights are at {VGG19_URL}")
+    named = NAMED_HASH.search(str(path))
+    if named:
+        digest = hashlib.sha256()
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+        if not digest.hexdigest().startswith(named[1]):
+            raise ValueError(f"{path}: truncated or not the public file, as its SHA-256 is not the "
+                             f"{named[1]}... of its name; delete it and prefetch it again")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError) as error:

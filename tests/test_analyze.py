@@ -408,8 +408,9 @@ def test_end_to_end(own):
 
     lines = (own / "out/figure2.csv").read_text().splitlines()
     assert lines[1] == "# quality: bright"
-    rows = [line.split(",") for line in lines[3:]]
-    assert lines[2] == "set,image1,image2,quality1,quality2,difference"
+    assert lines[3] == "# weights of bright: none" and "pyiqa 0." in lines[4]
+    rows = [line.split(",") for line in lines[6:]]
+    assert lines[5] == "set,image1,image2,quality1,quality2,difference"
     assert len(rows) == 6 and all((ROOT / image).is_file() for r in rows for image in r[1:3])
     gaps = [float(row[5]) for row in rows]
     assert gaps == sorted(gaps, reverse=True) and gaps[0] > 0

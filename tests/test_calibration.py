@@ -12,7 +12,10 @@ import pyiqa
 import pytest
 import torch
 from PIL import Image
+from skimage import data
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+import evaluate
 from models.iqa import MetricUnavailable, load_fr, load_iqa
 
 NAMES = ("I03", "I04", "I06", "I08", "I19")
@@ -64,3 +67,33 @@ def test_full_reference(name):
         pytest.skip(f"no weights: {error}")
     found = [metric(image("dist_dir", n), image("ref_dir", n)).item() for n in NAMES]
     np.testing.assert_allclose(found, FULL_REFERENCE[name], atol=2e-3)
+
+
+def photographs():
+    """(name, SR, GT) uint8: photographs and their distortions, and unrelated photographs."""
+    cat, astronaut, coffee = (x[:200, 60:300] for x in (data.chelsea(), data.astronaut(),
+                                                        data.coffee()))
+    noise = np.random.default_rng(0).normal(0, 12, cat.shape)
+    small = Image.fromarray(coffee).resize((60, 50), Image.Resampling.BICUBIC)
+    pairs = [
+        ("noisy", np.clip(cat + noise, 0, 255).astype(np.uint8), cat),
+        ("enlarged", np.asarray(small.resize((240, 200), Image.Resampling.BICUBIC)), coffee),
+        ("unrelated", cat, astronaut), ("unrelated", astronaut, coffee),
+        ("negative", 255 - coffee, coffee),
+    ]  # fmt: skip
+    for name in NAMES:
+        x, y = (image(folder, name) for folder in ("dist_dir", "ref_dir"))
+        bmp = ((z[0].permute(1, 2, 0) * 255).round().byte().numpy() for z in (x, y))
+        pairs.append((name, *bmp))
+    return pairs
+
+
+@pytest.mark.parametrize(("name", "sr", "gt"), photographs())
+def test_psnr_and_ssim_of_photographs_equal_an_independent_implementation(name, sr, gt):
+    x, y = (torch.from_numpy(z.copy()).permute(2, 0, 1)[None].float() / 255 for z in (sr, gt))
+    sr, gt = (z[4:-4, 4:-4].astype(np.float64) for z in (sr, gt))
+    psnr = peak_signal_noise_ratio(gt, sr, data_range=255)
+    ssim = structural_similarity(gt, sr, data_range=255, gaussian_weights=True, sigma=1.5,
+                                 use_sample_covariance=False, channel_axis=-1)
+    assert abs(evaluate.psnr(x, y, 4).item() - psnr) < 1e-6
+    assert abs(evaluate.ssim(x, y, 4).item() - ssim) < 1e-6

@@ -1,3 +1,4 @@
+import hashlib
 import math
 import time
 import urllib.error
@@ -119,13 +120,30 @@ def test_vgg_without_weights_or_network_fails_at_once(monkeypatch, tmp_path):
     one_line(error, losses.VGG19_URL, cached, "Name or service not known")
 
 
+def test_vgg_offline_tries_no_network(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(losses.urllib.request, "urlopen", None)
+    with pytest.raises(FileNotFoundError) as error:
+        VGG19Loss()
+    one_line(error, tmp_path, "python -m models.iqa prefetch vgg19")
+
+
 def test_vgg_uses_the_hub_cache(monkeypatch, tmp_path, state):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    cached = tmp_path / "hub" / "checkpoints" / "vgg19-dcbb9e9d.pth"
-    cached.parent.mkdir(parents=True)
-    torch.save(state, cached)
+    made = tmp_path / "hub" / "checkpoints" / "made.pth"
+    made.parent.mkdir(parents=True)
+    torch.save(state, made)
+    digest = hashlib.sha256(made.read_bytes()).hexdigest()[:8]
+    monkeypatch.setattr(losses, "VGG19_URL", f"https://example.org/vgg19-{digest}.pth")
+    cached = made.rename(made.with_name(f"vgg19-{digest}.pth"))
     image = images(1, 1, 3, 16, 16)
     assert torch.equal(VGG19Loss().taps(image)[4], VGG19Loss(state).taps(image)[4])
+    with open(cached, "ab") as file:
+        file.write(b"0")
+    with pytest.raises(ValueError) as error:
+        VGG19Loss()
+    one_line(error, cached, "not the public file", "delete it")
 
 
 def test_laplacian_by_hand():

@@ -19,6 +19,7 @@ import finetune_lora
 import train_sr
 from demo.nets import start_as_interpolation
 from demo.report import orderings
+from models.checkpoint import read_csv
 from train_sr import PRESETS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,10 +66,38 @@ def test_every_assumption_is_in_the_readme():
 
 
 def test_torch_load_is_always_weights_only():
-    for path in [*ROOT.glob("*.py"), *ROOT.glob("models/*.py"), *ROOT.glob("demo/*.py")]:
+    paths = [p for p in ROOT.rglob("*.py") if p.parts[len(ROOT.parts)] not in ("runs", "tests")]
+    assert len(paths) > 20
+    for path in paths:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
                 assert "weights_only=True" in ast.unparse(node), f"{path}:{node.lineno}"
+    for path in [*paths, *ROOT.glob("*.sh")]:  # other ways to unpickle, and shell's Python
+        text = path.read_text()
+        for word in ("weights_only=False", "pickle.load", "allow_pickle=True", "joblib", "eval("):
+            for line in text.splitlines():
+                assert word not in line or word == "eval(" and ".eval(" in line or (
+                    "pyiqa loads with" in line), f"{path}: {line}"
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, "models.iqa"])
+def test_help_imports_no_pyiqa_and_asks_no_network(script):
+    code = f"""if True:
+        import runpy, socket, sys
+        def refuse(*args, **kwargs):
+            raise AssertionError("a network attempt")
+        socket.getaddrinfo = socket.create_connection = socket.socket.connect = refuse
+        sys.argv = ["x", "--help"]
+        try:
+            runpy.run_module({script!r}, run_name="__main__")
+        except SystemExit as stopped:
+            assert stopped.code == 0
+        heavy = {{"pyiqa", "torchvision", "timm", "transformers", "huggingface_hub"}}
+        assert not heavy & set(sys.modules), heavy & set(sys.modules)
+    """
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+                          timeout=60)
+    assert done.returncode == 0 and "usage:" in done.stdout, done.stderr
 
 
 def test_files_named_in_the_readme_exist():
@@ -81,8 +110,8 @@ def test_files_named_in_the_readme_exist():
 
 def test_readme_numbers_are_those_of_the_committed_tables():
     readme = (ROOT / "README.md").read_text()
-    with open(ROOT / "results/demo/seeds_swinir_means.csv", newline="") as file:
-        means = {f"SwinIR-{row['row']}": row for row in csv.DictReader(file)}
+    table, _ = read_csv(ROOT / "results/demo/seeds_swinir_means.csv")
+    means = {f"SwinIR-{row['row']}": row for row in table}
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in readme.splitlines()
             if line.startswith("| SwinIR-")]
     assert [row[0] for row in rows] == list(means)
@@ -90,10 +119,9 @@ def test_readme_numbers_are_those_of_the_committed_tables():
         expected = [f"{means[name][m]} ± {means[name][m + '_sd']}"
                     for m in ("q", "judge", "psnr", "psnr_original")]
         assert cells == expected, name
-    with open(ROOT / "results/demo/seeds_swinir.csv", newline="") as file:
-        for row in csv.DictReader(file):
-            assert re.search(rf"\| {re.escape(row['ordering'])}( \(not.*\))? \| {row['held']} \|",
-                             readme), row
+    for row in read_csv(ROOT / "results/demo/seeds_swinir.csv")[0]:
+        assert re.search(rf"\| {re.escape(row['ordering'])}( \(not.*\))? \| {row['held']} \|",
+                         readme), row
 
 
 def test_committed_results_are_whole_and_finite():

@@ -18,6 +18,7 @@ from playwright.sync_api import Error as PlaywrightError
 from playwright.sync_api import sync_playwright
 
 import user_study
+from demo import report
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("Model-Alpha+FT", "Model-Beta")
@@ -143,7 +144,7 @@ def small_study(tmp_path_factory):
     return root / "study", json.loads((root / "study" / "key.json").read_text())
 
 
-def open_page(browser, file: Path, **options):
+def open_page(browser, file: Path, number: int = 6, **options):
     """The page, ready to vote, and a list of what went wrong or out to the network since."""
     context, trouble = browser.new_context(**options), []
     context.set_default_timeout(10_000)
@@ -152,15 +153,15 @@ def open_page(browser, file: Path, **options):
     page.on("request", lambda r: r.url.split(":")[0] in ("file", "data", "blob")
             or trouble.append(r.url))
     page.goto(file.as_uri())
-    wait_for(page, 1)
+    wait_for(page, 1, number)
     return page, trouble
 
 
-def wait_for(page, number: int):
+def wait_for(page, number: int, of: int = 6):
     """Until pair `number` can be voted on; the page ignores the first 300 ms of a pair."""
     page.wait_for_function(f"() => at === {number - 1} && shownAt !== null"
                            " && performance.now() - shownAt > 310")
-    assert page.locator("#count").text_content() == f"pair {number} of 6"
+    assert page.locator("#count").text_content() == f"pair {number} of {of}"
 
 
 def slider(page) -> float:
@@ -334,6 +335,7 @@ def test_paper_numbers(study, tmp_path):
     assert "\n95 % interval, normal: [60.2, 79.1]; Student's t: [59.1, 80.3]\n" in result.stdout
     lines = (tmp_path / "out.csv").read_text().splitlines()
     assert NAMES[0] in lines[0] and "12 of 12 raters, 300 votes" in lines[0]
+    assert f"sha256 {key['pixels_sha256'][:12]}" in lines[3] and "scipy 1." in lines[4]
     rows = {r[0]: r[1:] for r in csv.reader(x for x in lines if x[0] != "#")}
     assert rows["rater01"] == ["25", "11", "44.00"] and rows["mean"][2] == "69.67"
     assert rows["normal_low"][2] == "60.24" and rows["normal_high"][2] == "79.10"
@@ -395,6 +397,78 @@ def test_bad_vote_files_are_refused_by_name(study, tmp_path):
         assert line.startswith("user_study.py: ") and str(file) in line and reason in line, line
     with pytest.raises(ValueError, match="good.json: not the key.json"):
         run(f"analyze {good} --key {good} --out {tmp_path / 'out.csv'}")
+
+
+@pytest.mark.parametrize("damage", [
+    lambda key: key.pop("plan"), lambda key: key.update(plan=["rater01"]),
+    lambda key: key["plan"].update({"../../evil": key["plan"].pop("rater01")}),
+    lambda key: key["plan"].update(rater01=None), lambda key: key["plan"]["rater01"].pop("token"),
+    lambda key: key["plan"]["rater01"]["pairs"].append("rater01-26"),
+    lambda key: key["plan"]["rater01"]["pairs"][0].update(image="../../evil.png"),
+    lambda key: key["plan"]["rater01"]["pairs"][0].update(left="c"),
+    lambda key: key.update(study="../../evil"), lambda key: key.update(a="../evil"),
+    lambda key: key.update(b="two\nlines"), lambda key: key.update(raters="12"),
+])  # fmt: skip
+def test_a_damaged_key_gives_one_line_and_writes_nothing(study, tmp_path, damage):
+    folder, key = study
+    vote = write_vote_file(tmp_path / "1.json", key, "rater02", 10)
+    other = json.loads(json.dumps(key))
+    damage(other)
+    (tmp_path / "study").mkdir()
+    file = tmp_path / "study/key.json"
+    file.write_text(json.dumps(other))
+    with pytest.raises(ValueError) as error:
+        run(f"analyze {vote} --key {file} --out {tmp_path / 'out.csv'}")
+    assert str(error.value) == f"{file}: not the key.json of a study, or damaged (--key)"
+    with pytest.raises(ValueError, match="or damaged"):
+        report.simulate_votes(tmp_path / "study", tmp_path, tmp_path, tmp_path / "votes")
+    assert {p.name for p in tmp_path.iterdir()} == {"1.json", "study"}
+
+
+def test_a_votes_file_names_no_path(study, tmp_path):
+    folder, key = study
+    bad = write_vote_file(tmp_path / "1.json", key, "rater01", 10, rater="../../evil")
+    with pytest.raises(ValueError, match="is not one of this study's"):
+        run(f"analyze {bad} --key {folder / 'key.json'} --out {tmp_path / 'out.csv'}")
+    assert [p.name for p in tmp_path.iterdir()] == ["1.json"]
+
+
+def make_hostile_study(root: Path) -> Path:
+    """Of a model called <script>alert(1)</script>, as far as a name may be so, and such images."""
+    rng = np.random.default_rng(0)
+    name = 'a"><img src=x onerror=alert(1)>.png'
+    flags = []
+    for flag, model in (("--a", "<script>alert(1)<script>"), ("--b", "B&quot;</")):
+        folder = root / flag
+        folder.mkdir(parents=True)
+        Image.fromarray(smooth_image(rng, 24, 32)).save(folder / name)
+        flags += [flag, f"{model.replace('/', '')}={folder}"]
+    args = user_study.parse_args(["make", *flags, "--raters", "1", "--pairs", "1", "--out",
+                                  str(root / "study")])
+    args.main(args)
+    return root / "study"
+
+
+def test_hostile_names_reach_no_page(tmp_path):
+    folder = make_hostile_study(tmp_path)
+    key = json.loads((folder / "key.json").read_text())
+    assert key["a"] == "<script>alert(1)<script>" and "onerror" in key["images"][0]
+    html = (folder / "rater01.html").read_text()
+    assert html.count("<script") == 2 and html.count("</script") == 2  # the data and the program
+    assert "alert(1)" not in html and "onerror" not in html and "<img src" not in html
+    for model in ("..", "a/b", "a\nb"):
+        with pytest.raises(SystemExit):
+            user_study.parse_args(["make", "--a", f"{model}=x", "--b", "B=y", "--out", "z"])
+
+
+def test_hostile_names_do_nothing_in_the_browser(browser, tmp_path):
+    page, trouble = open_page(browser, make_hostile_study(tmp_path) / "rater01.html", number=1)
+    page.on("dialog", lambda dialog: trouble.append(dialog.message))
+    page.keyboard.press("1")
+    page.locator("#end").wait_for()
+    assert page.locator("img").count() == 2 and page.locator("script").count() == 2
+    assert not trouble
+    page.context.close()
 
 
 # ------------------------------------------------------------------------- inputs of make
