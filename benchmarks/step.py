@@ -204,7 +204,7 @@ def argmax_flips(root: Path, count: int, patch: int, device: torch.device) -> st
     iqa = load_iqa("models.iqa:random_musiq", device)
     flips, moved = 0, []
     for draw in range(count):
-        gts = draws[draw]["gts"].to(device).float() / 255
+        gts = torch.from_numpy(draws[draw]["gts"]).to(device).float() / 255
         exact = iqa(gts)
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
             rough = iqa.net(gts).float().flatten()

@@ -40,8 +40,6 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import gaussian_filter
 from tqdm import tqdm
 
-from models.degradations import SETTINGS, apply_degradation, draw_degradation
-
 SIZE = 192  # side of every GT, pixels
 MODELS = ("original", "01", "02", "03", "04")
 RATERS = ("A", "B", "C")
@@ -434,6 +432,8 @@ def write_sets(sets: list[Quintuplet], images: Path, labels: Path) -> None:
 
 def write_lq(sets: list[Quintuplet], folder: Path, split: str, seed: int, setting: str) -> None:
     """One LQ image per set, from the original, as training draws them (paper Sec. 5)."""
+    from models.degradations import apply_degradation, draw_degradation  # they import torch
+
     for index, s in enumerate(sets):
         rng = rng_of(seed, split, index)
         params = draw_degradation(rng, setting)
@@ -528,6 +528,8 @@ def main(args: argparse.Namespace) -> None:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    from models.degradations import SETTINGS
+
     parser = argparse.ArgumentParser(
         prog="demo.data", allow_abbrev=False, description=__doc__.split("\n")[0]
     )

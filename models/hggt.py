@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 from tqdm import tqdm
 
@@ -364,8 +363,10 @@ def check_patch_size(sets: MultiGT, patch_size: int, scale: int = 4) -> None:
                          f"--patch-size {patch_size} ({len(too_small)} such sets)")
 
 
-class Draws(torch.utils.data.Dataset):
+class Draws:
     """Training samples addressed by their draw number: sample = f(seed, draw), and nothing else.
+
+    A map-style dataset for torch's DataLoader, which makes tensors of the arrays.
 
     sets:       the indexed data
     weights:    (n, K) sampling weights over the GTs of each set, rows of zeros are dropped; or None
@@ -410,7 +411,7 @@ class Draws(torch.utils.data.Dataset):
             self._order = (epoch, rng.permutation(self.eligible))
         return int(self._order[1][position])
 
-    def __getitem__(self, draw: int) -> dict[str, torch.Tensor | int]:
+    def __getitem__(self, draw: int) -> dict[str, np.ndarray | int]:
         index, size, scale = self.set_of(draw), self.patch_size, self.scale
         # One order of random numbers for all samplers, so that they see the same LQ patches.
         rng = np.random.default_rng((self.seed, draw))
@@ -437,8 +438,8 @@ class Draws(torch.utils.data.Dataset):
         for patch, gt in zip(patches, gts, strict=True):  # five times as fast as np.stack
             patch[:] = gt.transpose(2, 0, 1)
         return {
-            "lq": torch.from_numpy(np.ascontiguousarray(lq.transpose(2, 0, 1))),
-            "gts": torch.from_numpy(patches),
+            "lq": np.ascontiguousarray(lq.transpose(2, 0, 1)),
+            "gts": patches,
             "choice": choice,
             "draw": draw,
         }
