@@ -13,6 +13,7 @@
 #   bash run_all.sh python [FILE]   print a Python that has FILE's requirements, made if need be
 set -euo pipefail
 cd "$(dirname "$0")"
+trap 'exit 130' INT TERM # the scripts end with 0 when they are stopped; no next step begins then
 
 # --------------------------------------------------------------------------- set-up
 
