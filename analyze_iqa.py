@@ -12,8 +12,10 @@ Out: --out (default results/analysis) with table6.csv and table1.csv (phase I: a
      two models compared), table2.csv and table3.csv (phase II: all pairs, the best seven metrics),
      table4.csv (HGGT, with Sec. 7.1's percentages), the paper's columns first and the protocol in
      lines with #; figure2.csv, the pairs of Fig. 2; and scores/<metric>.csv, one row per image, so
-     that an interrupted run goes on where it stopped, beside <metric>.weights.txt, which says what
-     it was scored with. After a change to the code of one's own metric, delete its file there.
+      that an interrupted run (SIGTERM, Ctrl-C: exit code 0; or kill -9) goes on where it stopped,
+      beside <metric>.weights.txt, which says what it was scored with; an image that cannot be read
+      is left out, and counted as a failure. After a change to the code of one's own metric, delete
+      its file there.
 """
 
 import argparse

@@ -340,13 +340,13 @@ paper_command() { # STEP: sets command, made (the file that marks it complete, i
       # shellcheck disable=SC2046
       mapfile -t models < <(paper_models $(row_names any both all))
       [ ${#models[@]} -gt 0 ] || refuse "table5: no row is trained yet"
-      command=("$PYTHON" evaluate.py --models "${models[@]}" --gt "$test_gt" --lq "$test_lq"
+      command=("${launch[@]}" evaluate.py --models "${models[@]}" --gt "$test_gt" --lq "$test_lq"
         --require-all --save-sr results/paper/sr --out results/paper/table5.csv)
       ;;
     table8)
       mapfile -t models < <(paper_models OrigsOnly UPos AMO AMO+FT)
       [ ${#models[@]} -gt 0 ] || refuse "table8: no row of it is trained yet"
-      command=("$PYTHON" evaluate.py --models "${models[@]}" --realsr "$realsr" --require-all
+      command=("${launch[@]}" evaluate.py --models "${models[@]}" --realsr "$realsr" --require-all
         --out results/paper/table8.csv)
       ;;
     figures)
