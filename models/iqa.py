@@ -52,13 +52,13 @@ NO_WEIGHT_FILE = ("piqe", "pi", "entropy", "liqe", "arniqa", "clipiqa", "qalign"
 # pyiqa loads these files with strict=False, so that any file passes; the parameters under the given
 # prefix come from torchvision and are not in the file.
 LOOSELY_LOADED = {"topiq": (), "metaiqa": (), "stlpips": (), "lpips": "net.", "dists": "stage"}
-# The files of the paper's metrics, below TORCH_HOME/hub (the backbones of nima, qalign and topiq_nr
-# are huggingface_hub's): so a missing one is told without importing pyiqa, which takes seconds.
+# What the paper's metrics load, below TORCH_HOME/hub or (models--*) the hub's own cache, except for
+# timm's backbones: so a missing file is told without importing pyiqa, which takes seconds.
 PAPER_FILES = {
     "NR": {
         "musiq": ["pyiqa/musiq_koniq_ckpt-e95806b9.pth"],
         "nima": ["pyiqa/NIMA_InceptionV2_ava-b0c77c00.pth"],
-        "qalign": [],
+        "qalign": ["models--q-future--one-align"],
         "topiq_nr": ["pyiqa/cfanet_nr_koniq_res50-9a73138b.pth"],
         "paq2piq": ["pyiqa/P2P_RoIPoolModel-fit.10.bs.120-ca69882e.pth",
                     "checkpoints/resnet18-f37072fd.pth"],
@@ -239,7 +239,8 @@ def _build_own(name: str, weights: str | None) -> nn.Module:
 def _need_files(name: str, weights: str | None, mode: str) -> None:
     """MetricUnavailable, without importing pyiqa, where a paper's metric cannot be had."""
     files = PAPER_FILES[mode].get(name, [])[bool(weights) :]  # one's own file stands for the first
-    missing = [path for file in files if not (path := _caches()[0] / file).is_file()]
+    paths = [_caches()[file.startswith("models--")] / file for file in files]
+    missing = [path for path in paths if not path.exists()]
     if missing and not _online():
         raise MetricUnavailable(f"metric {name}: no weights, {missing[0]} is missing; where there "
                                 f"is a network, run: {PREFETCH} {name}")

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
+import analyze_iqa
 import evaluate
 import finetune_lora
 import train_sr
@@ -253,3 +255,24 @@ def test_orderings_say_held_and_not_held():
     means["SMA"]["q"], means["AMO+FT"]["q"] = 11.5, 15.0
     outcome = {name: o for _, name, o, _ in orderings(means)}
     assert [n for n, o in outcome.items() if o != "held"] == ["Q rises", "AMO+FT has the highest Q"]
+
+
+def test_names_in_a_manifest_or_a_flag_write_nothing_outside_the_output(tmp_path):
+    for name in ("..", ".", "../../evil", "a\\b", "a\nb", ""):
+        with pytest.raises(ValueError, match="without a slash"):
+            evaluate.split_pairs([f"{name}=x.pt"], "--models")
+    inner = tmp_path / "a/b/SBS"
+    inner.mkdir(parents=True)
+    for k, name in enumerate(("evil.png", "other.png")):
+        Image.new("RGB", (32, 32), (90 * k, 80, 70)).save(tmp_path / "a" / name)
+    pairs = inner / "pairs.csv"
+    pairs.write_text("image1,image2,score,model1,model2\n"
+                     "../../evil.png,../../other.png,0.9,../../evil,<script>\n")
+    before = set(tmp_path.rglob("*"))
+    metric = "..evil=models.iqa:random_musiq"
+    analyze_iqa.main(analyze_iqa.parse_args([
+        "--pairs", str(pairs), "--metrics", metric, "--reference", "..evil",
+        "--out", str(tmp_path / "out")]))
+    new = set(tmp_path.rglob("*")) - before
+    assert (tmp_path / "out/table6.csv") in new
+    assert all(p.is_relative_to(tmp_path / "out") for p in new)
