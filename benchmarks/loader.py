@@ -22,7 +22,8 @@ from benchmarks.photos import write_sets
 from models.cache import PixelCache
 from models.degradations import apply_degradation, degrade_patch, draw_degradation
 from models.hggt import Draws, load_sets, read_rgb
-from train_sr import PRESETS, StepDraws, sampling_weights
+from models.samplers import sampling_weights
+from train_sr import PRESETS, StepDraws
 
 SAMPLERS = ("upos", "sma", "amo")
 SAMPLES, WORKER_SAMPLES = 12, 48  # per timed call

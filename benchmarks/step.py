@@ -37,6 +37,7 @@ from models.discriminator import UNetDiscriminatorSN
 from models.hggt import Draws, load_sets
 from models.iqa import load_iqa
 from models.losses import VGG19_LAYERS, VGG19_WEIGHTS, VGG19Loss, gan_loss_g
+from models.samplers import choose_argmax, sampling_weights
 
 ARMS = ("upos", "contiguous", "bf16", "fused", "sdpa", "compile")
 HEADER = ["net", "arm", "batch", "patch", "seconds", "min", "max", "ratio", "tflop", "tflop_per_s",
@@ -76,7 +77,7 @@ class Step:
         lq, gts = self.images()
         gt = gts[:, 0]
         if self.amo:
-            choice = train_sr.choose_argmax(gts, self.iqa)
+            choice = choose_argmax(gts, self.iqa)
             gt = gts[torch.arange(len(gts), device=gts.device), choice]
         with with_sdpa() if self.sdpa else contextlib.nullcontext():
             sr, _ = train_sr.step_generator(self.args, self.forward, self.net_d, self.percep, None,
@@ -106,7 +107,7 @@ class Step:
             "D on SR": lambda: backward(lambda: gan_loss_g(self.net_d.requires_grad_(False)(sr))),
             "D's own step": lambda: train_sr.step_discriminator(self.args, self.net_d, self.optim_d,
                                                                 gt, sr),
-            "Q of all GTs (AMO)": lambda: train_sr.choose_argmax(gts, self.iqa),
+            "Q of all GTs (AMO)": lambda: choose_argmax(gts, self.iqa),
             "Adam of G, EMA": lambda: (self.optim_g.step(),
                                        train_sr.ema_update(self.net_ema, self.net_g, 0.999)),
         }  # fmt: skip
@@ -193,7 +194,7 @@ def reward_arms(args: argparse.Namespace, batch: int) -> dict[str, Callable[[], 
 def make_draws(root: Path, net: str, patch: int, amo: bool) -> Draws:
     sets = load_sets(root)
     shape = (len(sets.names), len(sets.paths[0]))
-    weights = None if amo else train_sr.sampling_weights("rand", None, None, 1, shape)
+    weights = None if amo else sampling_weights("rand", None, None, 1, shape)
     setting = train_sr.PRESETS[net]["degradation"]
     return Draws(sets, weights, patch, 0, functools.partial(degrade_patch, setting=setting))
 

@@ -17,6 +17,7 @@ from models.cache import PixelCache
 from models.checkpoint import load_file
 from models.degradations import degrade_patch, usm_sharpen
 from models.hggt import Draws, load_sets, read_rgb
+from models.samplers import sampling_weights
 
 SIZES = ((96, 120), (101, 96), (150, 133))  # height, width
 
@@ -47,7 +48,7 @@ def test_samples_are_those_without(data, tmp_path, setting):
     sets, pixels = load_sets(data), cache_of(data, tmp_path / "cache")
     quality = np.random.default_rng(1).uniform(0, 100, (3, 5))
     for sampler in train_sr.SAMPLERS:
-        weights = train_sr.sampling_weights(sampler, sets.labels, quality, 10.0, (3, 5))
+        weights = sampling_weights(sampler, sets.labels, quality, 10.0, (3, 5))
         for prepare in (None, usm_sharpen) if sampler == "origs_only" else (None,):
             plain, cached = (
                 Draws(sets, weights, 64, 3, functools.partial(degrade_patch, setting=setting),

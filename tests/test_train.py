@@ -14,8 +14,9 @@ from torch import nn
 
 import train_sr
 from models.checkpoint import load_file, read_state
+from models.samplers import choose_argmax, sampling_weights
 from models.swinir import SwinIR
-from train_sr import choose_argmax, ema_update, lr_at, sampling_weights
+from train_sr import ema_update, lr_at
 
 ROOT = Path(__file__).resolve().parent.parent
 LABELS = np.array([[0, 1, 1, -1, 0], [0, -1, 0, 0, -1], [0, 1, 0, 0, 0]], np.int8)
