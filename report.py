@@ -35,7 +35,7 @@ MAX_PIXELS = 40e6  # of all images by default; about 1.5 bytes of the page per p
 # In the order of the page; what else is in the folder is not on it
 TABLES = ("table5.csv", "table[78].csv", "orderings.csv", "seeds_*.csv", "table[12346].csv",
           "structured_noise.csv", "user_study*.csv", "comparison.csv")
-PLOTS = ("perception_distortion", "tradeoff", "crops", "figure")
+PLOTS = ("perception_distortion.png", "tradeoff.png", "crops*.png", "figure[2-8].png")
 
 # @NAME@ becomes a part of `main`: escaped HTML, and DATA as JSON without "<".
 PAGE = """<!doctype html>
@@ -68,10 +68,10 @@ button, summary { cursor: pointer }
 :focus-visible { outline: 3px solid var(--accent); outline-offset: 2px }
 kbd { font: .85em monospace; border: 1px solid var(--line); border-radius: 4px; padding: 0 5px }
 .bar { display: flex; flex-wrap: wrap; gap: 8px 12px; margin: 8px 0 }
-.bar label { display: flex; gap: 6px; align-items: center; min-width: 0 }
+.bar label { display: flex; gap: 6px; align-items: center; min-width: 0; white-space: nowrap }
 .bar select { min-width: 0 }
 .scroll { overflow: auto; max-width: 100% }
-#grid { display: grid; gap: 16px; grid-template-columns: 200px minmax(0, 1fr) minmax(0, 34em) }
+#grid { display: grid; gap: 16px; grid-template-columns: 190px minmax(0, 1fr) fit-content(40em) }
 #list { list-style: none; margin: 0; padding: 4px; overflow: auto; max-height: 720px }
 #list button { display: grid; grid-template-columns: 44px 1fr; gap: 0 8px; width: 100%;
   text-align: left; margin-bottom: 6px; align-items: center; overflow-wrap: anywhere }
@@ -81,6 +81,7 @@ kbd { font: .85em monospace; border: 1px solid var(--line); border-radius: 4px; 
   -webkit-user-select: none; touch-action: pan-y pinch-zoom }
 #names { display: flex; justify-content: space-between; gap: 16px; font-weight: 600;
   overflow-wrap: anywhere }
+#rightName { text-align: right }
 #picture { position: relative }
 #picture img { position: absolute; width: 100%; height: 100%; -webkit-touch-callout: none }
 #left { clip-path: inset(0 calc(100% - var(--x)) 0 0) }
@@ -90,14 +91,17 @@ kbd { font: .85em monospace; border: 1px solid var(--line); border-radius: 4px; 
   background: linear-gradient(var(--line) 0 0) center / 100% 4px no-repeat }
 #knob { position: absolute; left: var(--x); top: 6px; width: 32px; height: 32px;
   margin-left: -16px; border: 2px solid #fff; border-radius: 50%; background: var(--accent) }
-table { border-collapse: collapse; background: var(--panel); font-size: 14px }
-th, td { border: 1px solid var(--line); padding: 3px 8px; text-align: right; white-space: nowrap }
+table { border-collapse: collapse; background: var(--panel); font-size: 13px }
+th, td { border: 1px solid var(--line); padding: 3px 6px; text-align: right; white-space: nowrap }
+tr:first-child th { white-space: normal; vertical-align: bottom }
 th:first-child { text-align: left; position: sticky; left: 0; background: var(--panel); z-index: 1 }
+#tables .scroll { max-height: 80vh }
 td.text { text-align: left }
 td.long { white-space: normal; min-width: 18em }
 tr.left th, tr.right th, tr.left td, tr.right td { background: var(--mark); font-weight: 600 }
 details { margin: 12px 0 }
 summary { font-weight: 600; min-height: 28px }
+details details { margin: 4px 0; font-size: 13px; color: var(--soft) }
 ul { margin: 4px 0; padding-left: 20px; overflow-wrap: anywhere }
 figure { margin: 16px 0 }
 figure img { display: block; max-width: 100%; min-width: min(640px, 200vw); height: auto }
@@ -146,8 +150,8 @@ figure img { display: block; max-width: 100%; min-width: min(640px, 200vw); heig
 </section>
 <section id="plots"><h2>Plots</h2>@PLOTS@</section>
 <section id="tables"><h2>Tables</h2>
-<p class="soft">Small numbers are the paper's, of SBS180K, HGGT and RealSR v3; compare them with
-ours only where the data are the same.</p>@TABLES@</section>
+<p class="soft">Small numbers are the paper's, of SBS180K, HGGT and RealSR v3; grey rows are in the
+paper alone. Compare them with ours only where the data are the same.</p>@TABLES@</section>
 </main>
 <script type="application/json" id="data">@DATA@</script>
 <script>
@@ -157,7 +161,6 @@ const { images, sources, rows, metrics, lower, files } = JSON.parse($("data").te
 let at = 0;                       // index into images
 let order = images.map((_, i) => i);
 let x = 50;                       // percent of the picture's width that shows the left image
-let from = null;                  // where the finger or mouse went down
 
 function make(tag, text = "", set = {}) {
   const element = Object.assign(document.createElement(tag), set);
@@ -172,7 +175,7 @@ function score(image, row, metric) {  // null: not scored
 }
 const show = value => value === null ? "" : value === Infinity ? "inf" : value.toPrecision(4);
 const sign = metric => lower.includes(metrics[metric]) ? -1 : 1;
-const arrow = metric => metrics[metric] + (sign(metric) < 0 ? " \\u2193" : " \\u2191");
+const arrow = metric => metrics[metric] + (sign(metric) < 0 ? "\\xa0\\u2193" : "\\xa0\\u2191");
 
 function ranks(row, metric) {  // per image; 1 is the best, equal scores share their mean rank
   const q = images.map((_, i) => score(i, row, metric)).map(v => v === null ? v : v * sign(metric));
@@ -275,7 +278,6 @@ function drag(event) {
 $("slider").addEventListener("pointerdown", event => {
   if (event.button !== 0) return;
   $("slider").setPointerCapture(event.pointerId);
-  from = event;
   drag(event);
   event.preventDefault();
   $("knob").focus({ preventScroll: true });
@@ -283,11 +285,6 @@ $("slider").addEventListener("pointerdown", event => {
 $("slider").addEventListener("pointermove", event => {
   if ($("slider").hasPointerCapture(event.pointerId)) drag(event);
 });
-$("slider").addEventListener("touchmove", event => {  // a flick would scroll the page
-  const { clientX, clientY } = event.touches[0];
-  const sideways = Math.abs(clientX - from.clientX) > Math.abs(clientY - from.clientY);
-  if (sideways && event.touches.length === 1 && event.cancelable) event.preventDefault();
-}, { passive: false });
 addEventListener("keydown", event => {
   const { key, target } = event, step = event.shiftKey ? 10 : 2;
   if (event.ctrlKey || event.altKey || event.metaKey || target.closest("select, .scroll")) return;
@@ -317,7 +314,7 @@ options("leftOf", sources, 0);
 options("rightOf", sources, models.length - 1);
 options("model", rows, rows.indexOf(models.at(-1)));
 options("metric", metrics.map((_, m) => arrow(m)), 0);
-options("metric2", metrics.map((_, m) => arrow(m)), metrics.length - 1);
+options("metric2", metrics.map((_, m) => arrow(m)), 1);
 for (const id of ["leftOf", "rightOf"]) $(id).addEventListener("change", () => open(at));
 for (const id of ["sort", "metric", "metric2", "model"]) $(id).addEventListener("change", sort);
 $("broken").hidden = true;
@@ -348,23 +345,28 @@ def table_html(path: Path, paper: Path) -> str:
     key = next((k for k in ("model", "pyiqa_name") if theirs and k in theirs[0]), "")
     printed = {row[key]: row for row in theirs}
     mine = {row[key] for row in ours} if key else set()
-    header = list(dict.fromkeys(c for row in (*ours, *theirs) for c in row if row[c]))
-    lines = [f"<tr>{''.join(f'<th>{escape(c)}</th>' for c in header)}</tr>"]
+    header = list(dict.fromkeys(c for row in (*ours, *theirs) for c in row))
+    header = [c for c in header if any(row.get(c) for row in (*ours, *theirs))]
+    titles = [escape(column.replace("_", " ")) for column in header]
+    lines = [f"<tr><th>{'</th><th>'.join(titles)}</th></tr>"]
     for row in (*ours, *({key: name} for name in printed if name not in mine)):
         beside, line = printed.get(row.get(key, ""), {}), ""
         for i, column in enumerate(header):
             text, other = row.get(column, ""), beside.get(column, "")
-            if not (is_number := bool(re.fullmatch(r"[-+]?[\d.]+%?", text or other))):
+            is_number = bool(re.fullmatch(r"[-+]?[\d.]+%?", text or other))
+            if not is_number or column == "lambda_a":  # a setting, no result
                 text, other = text or other, ""
             kind = "" if is_number else " class=text" if len(text) < 40 else ' class="text long"'
             content = escape(text) + (f" <small>{escape(other)}</small>" if other else "")
             line += f"<td{kind}>{content}</td>" if i else f"<th>{content}</th>"
-        lines.append(f"<tr>{line}</tr>")
-    title = escape(title_of(path))
+        lines.append(f"<tr>{line}</tr>" if row in ours else f'<tr class="soft">{line}</tr>')
+    title, notes = escape(title_of(path)), [escape(note) for note in notes]
+    text = f'<p class="soft">{notes[0]}</p>' if notes else ""
+    if notes[1:]:
+        text += f"<details><summary>Notes</summary><ul><li>{'<li>'.join(notes[1:])}</ul></details>"
     return (f"<details{' open' if path.name.startswith('table') else ''}><summary>{title}</summary>"
-            f'<div class="scroll" tabindex="0" role="region" aria-label="{title}"><table>'
-            f"{''.join(lines)}</table></div><ul>"
-            f"{''.join(f'<li><small>{escape(note)}</small></li>' for note in notes)}</ul></details>")
+            f'{text}<div class="scroll" tabindex="0" role="region" aria-label="{title}"><table>'
+            f"{''.join(lines)}</table></div></details>")
 
 
 def plot_html(path: Path) -> str:
@@ -389,6 +391,7 @@ def gather_images(args: argparse.Namespace) -> tuple[dict, str]:
     table, _ = read_csv(args.results / "table5_per_image.csv", ["model", "image"])
     scores = {(row["model"], row["image"]): row for row in table}
     rows, names = (list(dict.fromkeys(row[c] for row in table)) for c in ("model", "image"))
+    # No reference first: the gold standard's rows, which come first, have no other
     metrics = list(dict.fromkeys(c for row in table for c in row
                                  if c not in ("model", "image") and row[c]))
     if not metrics:
@@ -456,7 +459,8 @@ def main(args: argparse.Namespace) -> None:
     data, line = gather_images(args)
     tables = [table_html(path, args.paper / path.name)
               for pattern in TABLES for path in sorted(args.results.glob(pattern))]
-    plots = [plot_html(path) for stem in PLOTS for path in sorted(args.results.glob(f"{stem}*.png"))]
+    plots = [plot_html(path)
+             for pattern in PLOTS for path in sorted(args.results.glob(pattern))]
     parts = {
         "TITLE": escape(f"Report: {args.results.resolve().name}"), "CHOICE": escape(line),
         "PLOTS": "".join(plots) or "<p>None in this folder.</p>",
