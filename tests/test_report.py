@@ -161,6 +161,20 @@ def test_bad_input_is_named_and_nothing_is_written(tmp_path, case):
     assert not list(tmp_path.rglob("*report.html*"))
 
 
+def test_a_full_disk_leaves_the_old_page(tmp_path, monkeypatch):
+    arguments, page = report.parse_args(make_run(tmp_path)), tmp_path / "results/demo/report.html"
+    page.write_text("old")
+
+    def full(self, *_, **__):
+        self.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="report.html: No space left on device"):
+        report.main(arguments)
+    assert page.read_text() == "old" and not list(page.parent.glob(".*"))
+
+
 def test_the_script_says_what_is_wrong_in_one_line(tmp_path):
     flags = [f"--{flag}={tmp_path / 'none'}" for flag in ("results", "sr", "gt", "lq")]
     result = subprocess.run([sys.executable, "report.py", *flags], cwd=ROOT, capture_output=True,
