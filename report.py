@@ -31,7 +31,7 @@ from models.hggt import LABEL_VALUES, load_sets, read_rgb
 
 GOLD = "Gold Standard"
 LOWER_BETTER = ("lpips", "lpips_st", "dists")
-MAX_PIXELS = 40e6  # of all images by default; about 1.5 bytes of the page per pixel
+MAX_PIXELS = 40e6  # of all images by default; 1.5 to 2 bytes of the page per pixel
 # In the order of the page; what else is in the folder is not on it
 TABLES = ("table5.csv", "table[78].csv", "orderings.csv", "seeds_*.csv", "table[12346].csv",
           "structured_noise.csv", "user_study*.csv", "comparison.csv")
@@ -117,7 +117,7 @@ figure img { display: block; max-width: 100%; min-width: min(640px, 200vw); heig
 <p id="broken">The images are not shown: this page is incomplete or its script is blocked.</p>
 <section id="viewer" hidden>
   <h2>Images</h2>
-  <p class="soft">@CHOICE@</p>
+  @CHOICE@
   <div class="bar">
     <label>Left <select id="leftOf"></select></label><button id="swap">Swap <kbd>X</kbd></button>
     <label>Right <select id="rightOf"></select></label>
@@ -335,6 +335,13 @@ def title_of(path: Path) -> str:
     return words[0].upper() + words[1:]
 
 
+def notes_html(lines: list[str]) -> str:
+    """The first line as it is, the others to unfold."""
+    lines = [escape(line) for line in lines]
+    more = f"<details><summary>Notes</summary><ul><li>{'<li>'.join(lines[1:])}</ul></details>"
+    return f'<p class="soft">{lines[0]}</p>{more if lines[1:] else ""}' if lines else ""
+
+
 def table_html(path: Path, paper: Path) -> str:
     """A CSV as HTML; if `paper` is there, its numbers beside ours, then the rows that it has alone.
 
@@ -360,13 +367,10 @@ def table_html(path: Path, paper: Path) -> str:
             content = escape(text) + (f" <small>{escape(other)}</small>" if other else "")
             line += f"<td{kind}>{content}</td>" if i else f"<th>{content}</th>"
         lines.append(f"<tr>{line}</tr>" if row in ours else f'<tr class="soft">{line}</tr>')
-    title, notes = escape(title_of(path)), [escape(note) for note in notes]
-    text = f'<p class="soft">{notes[0]}</p>' if notes else ""
-    if notes[1:]:
-        text += f"<details><summary>Notes</summary><ul><li>{'<li>'.join(notes[1:])}</ul></details>"
+    title = escape(title_of(path))
     return (f"<details{' open' if path.name.startswith('table') else ''}><summary>{title}</summary>"
-            f'{text}<div class="scroll" tabindex="0" role="region" aria-label="{title}"><table>'
-            f"{''.join(lines)}</table></div></details>")
+            f'{notes_html(notes)}<div class="scroll" tabindex="0" role="region" '
+            f'aria-label="{title}"><table>{"".join(lines)}</table></div></details>')
 
 
 def plot_html(path: Path) -> str:
@@ -382,8 +386,8 @@ def evenly_spaced(names: list[str], count: int) -> list[str]:
     return [names[(2 * i + 1) * len(names) // (2 * count)] for i in range(count)]
 
 
-def gather_images(args: argparse.Namespace) -> tuple[dict, str]:
-    """All that the script of the page needs, and a line on which images it has.
+def gather_images(args: argparse.Namespace) -> tuple[dict, list[str]]:
+    """All that the script of the page needs, and lines on which images it has.
 
     The data: images [{name, width, height, files: index into files per source, labels per source,
     scores: rows x metrics, text of the CSV}], sources, rows, metrics, lower (better), files (URLs).
@@ -441,11 +445,11 @@ def gather_images(args: argparse.Namespace) -> tuple[dict, str]:
             "scores": [[scores.get((row, name), {}).get(m, "") for m in metrics] for row in rows],
         })  # fmt: skip
     left_out = [name for name in sorted(names) if name not in shown]
-    line = f"{len(shown)} of {len(names)} test images" + (
-        f", evenly spaced by name; --images N sets how many. Left out: {', '.join(left_out)}."
-        if left_out else ", none left out.")
+    rule = ", evenly spaced by name; --images N sets how many." if left_out else ", none left out."
     return {"images": images, "sources": sources, "rows": rows, "metrics": metrics,
-            "lower": LOWER_BETTER, "files": list(files)}, line
+            "lower": LOWER_BETTER, "files": list(files)}, [
+                f"{len(shown)} of {len(names)} test images{rule}",
+                *([f"Left out: {', '.join(left_out)}"] if left_out else [])]
 
 
 # ------------------------------------------------------------------------- main
@@ -456,13 +460,13 @@ def main(args: argparse.Namespace) -> None:
         raise FileNotFoundError(f"--results {args.results}: no such folder")
     if not args.paper.is_dir():
         raise FileNotFoundError(f"--paper {args.paper}: no such folder")
-    data, line = gather_images(args)
+    data, lines = gather_images(args)
     tables = [table_html(path, args.paper / path.name)
               for pattern in TABLES for path in sorted(args.results.glob(pattern))]
     plots = [plot_html(path)
              for pattern in PLOTS for path in sorted(args.results.glob(pattern))]
     parts = {
-        "TITLE": escape(f"Report: {args.results.resolve().name}"), "CHOICE": escape(line),
+        "TITLE": escape(f"Report: {args.results.resolve().name}"), "CHOICE": notes_html(lines),
         "PLOTS": "".join(plots) or "<p>None in this folder.</p>",
         "TABLES": "".join(tables) or "<p>None in this folder.</p>",
         "DATA": json.dumps(data).replace("<", "\\u003c"),  # a name may not end the script
@@ -478,7 +482,7 @@ def main(args: argparse.Namespace) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, {len(tables)} tables, {len(plots)} plots\n"
-          f"{line}")
+          + "\n".join(lines))
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -496,7 +500,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="the paper's table1.csv to table8.csv (default: paper/ beside this script)")
     add("--images", type=int, metavar="N",
         help="test images on the page, evenly spaced by name (default: as many as keep it below "
-        "about 60 MB)")
+        "about 80 MB)")
     args = parser.parse_args(argv)
     if args.images is not None and args.images < 1:
         parser.error("--images: at least 1")
