@@ -101,7 +101,7 @@ td.long { white-space: normal; min-width: 18em }
 tr.left th, tr.right th, tr.left td, tr.right td { background: var(--mark); font-weight: 600 }
 details { margin: 12px 0 }
 summary { font-weight: 600; min-height: 28px }
-details details { margin: 4px 0; font-size: 13px; color: var(--soft) }
+.notes { margin: 4px 0; font-size: 13px; color: var(--soft) }
 ul { margin: 4px 0; padding-left: 20px; overflow-wrap: anywhere }
 figure { margin: 16px 0 }
 figure img { display: block; max-width: 100%; min-width: min(640px, 200vw); height: auto }
@@ -226,7 +226,7 @@ function layout() {  // whole device pixels per image pixel; shrunk only if the 
     $(side).style.imageRendering = scale > 1 || sources[$(side + "Of").value].startsWith("LQ")
       ? "pixelated" : "auto";
   $("shown").textContent = `${images[at].name}, ${w} x ${h}, image ${order.indexOf(at) + 1} of `
-    + `${images.length}, ${Math.round(scale * 100)} % of its pixels`;
+    + `${images.length}, shown at ${Math.round(scale * 100)} %`;
 }
 
 function open(image) {
@@ -338,7 +338,7 @@ def title_of(path: Path) -> str:
 def notes_html(lines: list[str]) -> str:
     """The first line as it is, the others to unfold."""
     lines = [escape(line) for line in lines]
-    more = f"<details><summary>Notes</summary><ul><li>{'<li>'.join(lines[1:])}</ul></details>"
+    more = f"<details class=notes><summary>Notes</summary><ul><li>{'<li>'.join(lines[1:])}</ul></details>"
     return f'<p class="soft">{lines[0]}</p>{more if lines[1:] else ""}' if lines else ""
 
 
