@@ -61,7 +61,8 @@ h1 { font-size: 1.4em; margin: 8px 0; overflow-wrap: anywhere }
 h2 { font-size: 1.2em; margin: 24px 0 8px }
 p { margin: 8px 0 }
 a { color: var(--accent) }
-small, .soft, figcaption, td small { color: var(--soft) }
+small, .soft, figcaption { color: var(--soft) }
+td small { font-size: 12px }
 button, select { font: inherit; color: inherit; background: var(--panel); max-width: 100%;
   border: 1px solid var(--line); border-radius: 6px; padding: 4px 8px; min-height: 36px }
 button, summary { cursor: pointer }
@@ -338,8 +339,9 @@ def title_of(path: Path) -> str:
 def notes_html(lines: list[str]) -> str:
     """The first line as it is, the others to unfold."""
     lines = [escape(line) for line in lines]
-    more = f"<details class=notes><summary>Notes</summary><ul><li>{'<li>'.join(lines[1:])}</ul></details>"
-    return f'<p class="soft">{lines[0]}</p>{more if lines[1:] else ""}' if lines else ""
+    more = f"<summary>Notes</summary><ul><li>{'<li>'.join(lines[1:])}</ul>"
+    return (f'<p class="soft">{lines[0]}</p>' if lines else "") + (
+        f'<details class="notes">{more}</details>' if lines[1:] else "")
 
 
 def table_html(path: Path, paper: Path) -> str:
