@@ -185,8 +185,9 @@ demo() { # [--all-rows]
   side_by_side demo_table5 "demo_analysis; demo_table8"
   echo "6/7 figures, comparison with the paper, user study"
   side_by_side demo_figures demo_study
-  echo "7/7 orderings"
+  echo "7/7 orderings, and the report: a page of all this"
   "$PYTHON" -m demo.report --results "$results"
+  "$PYTHON" report.py --results "$results" --sr "$runs/sr" --gt "$gt" --lq "$lq"
   echo "done in $((SECONDS - begin)) s; results in $results"
 }
 
@@ -283,7 +284,7 @@ seeds() { # SEED...: the demo for each, then how often each ordering held
 # SWINIR_INIT=, RRDB_INIT=  PSNR-pretrained x4 weights to start stage one from (SwinIR-M, ESRGAN)
 # GPUS=4     processes on this node
 # Steps: analysis; <Net>-stage1 and <Net>-<row> for Net SwinIR and RealESRGAN; table5 (and 7);
-# table8; figures; study.
+# table8; figures; study; report.
 hggt=${HGGT:-datasets/HGGT} sbs=${SBS180K:-datasets/SBS180K} gpus=${GPUS:-4}
 realsr=${REALSR:-datasets/RealSR(V3)} df2k=${DF2K_OST:-datasets/DF2K_OST}
 test_gt=$hggt/Test/GT/Test-100
@@ -296,13 +297,13 @@ paper_steps() { # all of them, in order
     echo $net-stage1
     row_names any both all | sed "s/^/$net-/"
   done
-  printf '%s\n' table5 table8 figures study
+  printf '%s\n' table5 table8 figures study report
 }
 
 paper_chain() { # STEP: it and what it starts from as far as that is missing, first things first
   local from
   case $1 in
-    *-stage1 | analysis | table5 | table8 | figures | study) ;;
+    *-stage1 | analysis | table5 | table8 | figures | study | report) ;;
     *)
       from=${1%%-*}-$(row_field "${1#*-}" 3)
       [ -f "runs/$from/net_g_ema.pt" ] || paper_chain "$from"
@@ -351,6 +352,10 @@ paper_command() { # STEP: sets command, made (the file that marks it complete, i
       ;;
     figures)
       command=("$PYTHON" figures.py --results results/paper --sr results/paper/sr
+        --gt "$test_gt" --lq "$test_lq")
+      ;;
+    report)
+      command=("$PYTHON" report.py --results results/paper --sr results/paper/sr
         --gt "$test_gt" --lq "$test_lq")
       ;;
     study)
