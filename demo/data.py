@@ -31,7 +31,7 @@ import shutil
 import sys
 import zlib
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -391,7 +391,7 @@ def make_split(split: str, seed: int, limit: int | None = None) -> list[Quintupl
         for photo in (TEST_PHOTOS if split == "test" else TRAIN_PHOTOS).values()
     )
     images = itertools.islice(pristine(split, seed), limit)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # most of the time is in scipy, without a lock
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
         work = [pool.submit(quintuplet, name, hidden, split, seed) for name, hidden in images]
         bar = tqdm(work, split, total=min(total, limit or total), unit="set", disable=None)
         return [future.result() for future in bar]
