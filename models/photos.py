@@ -33,6 +33,7 @@ SAVE = {  # options of Pillow
     "PNG": {}, "TIFF": {"compression": "tiff_lzw"}, "WEBP": {"quality": 95},
     "JPEG": {"quality": 95, "subsampling": 0},
 }  # fmt: skip
+FORMATS = tuple(SAVE)  # read and written; MPO, of some cameras, is read as a JPEG
 LARGEST_SIDE = {"JPEG": 65535, "WEBP": 16383}  # pixels, of the formats
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's
 # How an array (H, W, ...) stored with an EXIF orientation is turned upright.
@@ -70,7 +71,7 @@ def read_photo(path: str | Path) -> Photo:
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such image")
     try:
-        with Image.open(path, formats=("PNG", "JPEG", "MPO", "WEBP", "TIFF")) as image:
+        with Image.open(path, formats=FORMATS) as image:
             image.load()
             return _decode(image, Path(path))
     except Exception as error:  # a broken file makes Pillow raise almost anything
