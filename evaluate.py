@@ -484,30 +484,27 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--models", nargs="+", metavar="NAME=FILE",
         help="row name and checkpoint; names as in Table 5, e.g. SwinIR-AMO+FT")
     add("--gt", help="multi-GT test set: folder with images/ and labels/, or one without labels")
-    add("--lq", help="folder of its low-quality images, NAME.png, a quarter of the GT's size; with "
-        "--ckpt: a photo or a folder of photos")
+    add("--lq", help="folder of its low-quality images, NAME.png, a quarter of the GT's size; or "
+        "own photos")
     add("--realsr", help="RealSR v3 folder, in place of --gt and --lq")
     add("--out", help="table to write (.csv); with --ckpt: folder for the results")
     add("--metrics", nargs="*", metavar="METRIC",
         help=f"columns, out of {' '.join(METRICS)} and every pyiqa no-reference metric; NAME@FILE "
-             f"takes its weights from a file (default: Table 5's; {' '.join(PHOTO_METRICS)} for "
-             "photos)")
+             f"takes its weights from a file (default: Table 5's; photos: {PHOTO_METRICS})")
     add("--extra", nargs="+", default=[], metavar="COLUMN=METRIC",
         help="more no-reference columns, e.g. q=demo.quality:q@runs/q.pt")
     add("--require-all", action="store_true",
         help="fail where a metric's weights cannot be had, instead of leaving its column empty")
     add("--save-sr", metavar="DIR", help="save the SR images as DIR/<model>/<NAME>.png")
-    add("--ckpt", metavar="FILE", help="instead of --models: enlarge the photos of --lq, or --export")
+    add("--ckpt", metavar="FILE", help="not a table: enlarge the photos of --lq, or --export")
     add("--lora", metavar="FILE", help="lora.pt of a fine-tuning that started from --ckpt")
     add("--lora-scale", type=float, default=1.0,
         help="share of its adapters: 0 is --ckpt, 1 the fine-tuned network (default: 1)")
     add("--tile", default="auto", metavar="auto|N",
-        help="LQ pixels per side of the tiles, a multiple of 8, 0: whole images; auto: whole, in "
-             "tiles where memory runs out (default)")
+        help="side of the tiles in LQ pixels; 0: whole photos; auto: whole unless memory runs out")
     add("--overwrite", action="store_true", help="make photos anew that exist in --out")
     add("--export", metavar="FILE", help="write --ckpt as .pth, .pt, .safetensors or .onnx")
-    add("--onnx-size", type=int, nargs=2, metavar=("H", "W"),
-        help="LQ pixels of the .onnx file's only input size (default: any size)")
+    add("--onnx-size", type=int, nargs=2, metavar=("H", "W"), help="the .onnx's only LQ size")
     args = parser.parse_args(argv)
     if args.metrics is None:
         args.metrics = PHOTO_METRICS if args.ckpt else METRICS

@@ -109,6 +109,8 @@ def write_onnx(
     where that is not installed. Raises ValueError where a package is missing or the outputs differ.
     """
     _need("onnx", "onnxscript")
+    if not hasattr(torch.export.Dim, "DYNAMIC"):
+        raise ValueError(f"{path}: torch {torch.__version__} is too old for it; 2.6 is needed")
     net = copy.deepcopy(net).cpu().eval().requires_grad_(False)
     window = getattr(net, "window_size", 1)
     if window > 1:
@@ -118,9 +120,8 @@ def write_onnx(
                    generator=torch.Generator().manual_seed(0))
     shapes = None
     if size is None:
-        side = {axis: torch.export.Dim(name, min=max(window, 2), max=2**14)
-                for axis, name in ((2, "height"), (3, "width"))}
-        net, shapes = _PadsItself(net, window), (side,)
+        any_side = torch.export.Dim.DYNAMIC
+        net, shapes = _PadsItself(net, window), ({2: any_side, 3: any_side},)
     program = torch.onnx.export(net, (x,), input_names=["lq"], output_names=["sr"], dynamo=True,
                                 dynamic_shapes=shapes, verbose=False)
     _write(Path(path), program.save)

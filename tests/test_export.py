@@ -67,10 +67,11 @@ def test_spandrel_loads_exports_with_equal_output(name, suffix, tmp_path):
     assert found.scale == 4 and found.input_channels == found.output_channels == 3
     small = dict(h=8, w=9) if name.endswith("paper") else {}
     assert_same(net, found.model.eval(), **small)
-    again = evaluate.load_net(str(out))  # and we read it, too
-    assert type(again) is type(net)
-    if not name.endswith("paper"):
-        assert_same(net, again)
+    if name.endswith("paper"):
+        state, after = net.state_dict(), read_state(out)
+        assert after.keys() == state.keys() and all(torch.equal(after[k], state[k]) for k in state)
+    else:
+        assert_same(net, evaluate.load_net(str(out)))  # we read it, too
     if suffix == ".safetensors":
         from safetensors import safe_open
 
@@ -79,13 +80,6 @@ def test_spandrel_loads_exports_with_equal_output(name, suffix, tmp_path):
                                        "scale": "4"}
     else:
         assert set(load_file(out)) == {"params_ema"}
-
-
-@pytest.mark.parametrize("name", ["swinir_paper", "rrdb_paper"])
-def test_paper_sizes_are_exported_unchanged(name):
-    state = NETS[name]().state_dict()
-    after = export.padded_state(state)
-    assert after.keys() == state.keys() and all(torch.equal(after[k], state[k]) for k in state)
 
 
 def test_padding_keeps_types_and_refuses_what_is_too_wide():
@@ -158,9 +152,8 @@ def test_every_public_wrapping_is_read(tmp_path):
     def old(key):
         if key.startswith("body."):
             return key.replace("body.", "RRDB_trunk.").replace(".rdb", ".RDB")
-        for new, name in (("conv_body", "trunk_conv"), ("conv_up", "upconv"), ("conv_hr", "HRconv")):
-            key = key.replace(new, name)
-        return key
+        return key.replace("conv_body", "trunk_conv").replace("conv_up", "upconv").replace(
+            "conv_hr", "HRconv")
 
     files = {"ema": {"params_ema": state}, "params": {"params": state}, "bare": state,
              "old": {old(k): v for k, v in state.items()}}
