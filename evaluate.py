@@ -1,5 +1,4 @@
 """Score super-resolution networks on a test set: Table 5 (HGGT Test-100) and Table 8 (RealSR).
-With --ckpt: enlarge one's own photos, or write a network for other programs.
 
     python evaluate.py --models SwinIR-AMO=runs/swinir-amo/net_g_ema.pt SwinIR-UPos=... \\
         --gt datasets/HGGT/Test/GT/Test-100 \\
@@ -289,9 +288,9 @@ def use_checkpoint(args: argparse.Namespace) -> int:
         print(export(net, args.export, args.onnx_size))
         return 0
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    net.to(device)
     files, tile, metrics = find_photos(args.lq, args.out), tile_size(args.tile), {}
-    specs = {s.partition("@")[0]: s for s in args.metrics} | split_pairs(args.extra, "--extra")
+    chosen = PHOTO_METRICS if args.metrics is METRICS else args.metrics
+    specs = {s.partition("@")[0]: s for s in chosen} | split_pairs(args.extra, "--extra")
     for column, spec in specs.items():
         try:
             kind, metric = load_metric(spec, device)
@@ -302,6 +301,7 @@ def use_checkpoint(args: argparse.Namespace) -> int:
             raise ValueError(f"--metrics {column}: needs a ground truth, which photos have not")
         metrics[column] = lambda x, metric=metric: metric(x.to(device))
     comments = [f"{f}: sha256 {file_digest(f)}" for f in (args.ckpt, args.lora) if f]
+    net.to(device)
     failed, table = upscale_photos(files, Path(args.out), lambda lq: upscale(
         net, lq.to(device), tile, SCALE), metrics, args.overwrite, SCALE)
     write_csv(Path(args.out) / "scores.csv", *table, comments)
@@ -488,9 +488,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "own photos")
     add("--realsr", help="RealSR v3 folder, in place of --gt and --lq")
     add("--out", help="table to write (.csv); with --ckpt: folder for the results")
-    add("--metrics", nargs="*", metavar="METRIC",
+    add("--metrics", nargs="*", default=METRICS, metavar="METRIC",
         help=f"columns, out of {' '.join(METRICS)} and every pyiqa no-reference metric; NAME@FILE "
-             f"takes its weights from a file (default: Table 5's; photos: {PHOTO_METRICS})")
+             "takes its weights from a file (default: Table 5's; of photos musiq and topiq)")
     add("--extra", nargs="+", default=[], metavar="COLUMN=METRIC",
         help="more no-reference columns, e.g. q=demo.quality:q@runs/q.pt")
     add("--require-all", action="store_true",
@@ -506,8 +506,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--export", metavar="FILE", help="write --ckpt as .pth, .pt, .safetensors or .onnx")
     add("--onnx-size", type=int, nargs=2, metavar=("H", "W"), help="the .onnx's only LQ size")
     args = parser.parse_args(argv)
-    if args.metrics is None:
-        args.metrics = PHOTO_METRICS if args.ckpt else METRICS
     if args.ckpt:
         table = args.models or args.gt or args.realsr or args.save_sr or args.require_all
         if table or bool(args.export) == bool(args.lq) or bool(args.lq) != bool(args.out):
