@@ -121,7 +121,7 @@ def write_onnx(
     shapes = None
     if size is None:
         any_side = torch.export.Dim.DYNAMIC
-        net, shapes = _PadsItself(net, window), ({2: any_side, 3: any_side},)
+        net, shapes = _PadsItself(net, window).eval(), ({2: any_side, 3: any_side},)
     program = torch.onnx.export(net, (x,), input_names=["lq"], output_names=["sr"], dynamo=True,
                                 dynamic_shapes=shapes, verbose=False)
     _write(Path(path), program.save)

@@ -76,11 +76,12 @@ def halves(side: int) -> Iterator[int]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a GPU's or the CPU's allocator refused memory (torch has no class for the latter)."""
-    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
-        return True
-    text = str(error)
-    return "can't allocate memory" in text or "not enough memory" in text
+    """Whether an allocator refused memory, told by torch's words (only CUDA's has a class), or a
+    CUDA kernel more than 2^31 values."""
+    words = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED",
+             "INT_MAX", "numeric_limits<int")
+    known = isinstance(error, torch.cuda.OutOfMemoryError | MemoryError)
+    return known or any(word in str(error) for word in words)
 
 
 def spans(side: int, tile: int) -> list[tuple[int, int]]:

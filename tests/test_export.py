@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import spandrel
 import torch
+from PIL import Image
 
 import evaluate
+from demo.report import curve_figure
 from models import export
-from models.checkpoint import file_digest, load_file, read_state, save_atomic
+from models.checkpoint import file_digest, load_file, read_state, save_atomic, write_csv
 from models.lora import add_lora, lora_state, merge_lora
 from models.rrdb import RRDBNet
 from models.swinir import SwinIR
@@ -140,6 +142,16 @@ def test_another_base_is_refused_by_name(tuned):
     assert not (tmp_path / "x.pth").exists()
     with pytest.raises(FileNotFoundError, match="nowhere.pt"):
         run(path, "--lora", tmp_path / "nowhere.pt", "--export", tmp_path / "x.pth")
+
+
+def test_the_demo_draws_the_curve(tmp_path):
+    rows = [["Gold Standard", "", 9, 9], ["0", 1, 2, 3], ["0.5", 2, 3, 2], ["1.5", 4, 5, 1]]
+    write_csv(tmp_path / "c.csv", ["model", "psnr", "q", "judge"], rows)
+    curve_figure(tmp_path / "c.csv")
+    assert Image.open(tmp_path / "c.png").size == (1350, 390)
+    write_csv(tmp_path / "c.csv", ["model", "psnr"], [["0", 1]])
+    with pytest.raises(ValueError, match="no column q, judge"):
+        curve_figure(tmp_path / "c.csv")
 
 
 # ------------------------------------------------------------------------- reading
