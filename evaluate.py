@@ -7,6 +7,9 @@
     python evaluate.py --models SwinIR-AMO=... --realsr "datasets/RealSR(V3)" --out results/t8.csv
     torchrun --nproc_per_node=4 evaluate.py ...                        # images shared among four
     ... --metrics psnr ssim --extra q=demo.quality:q@runs/q.pt         # needs no download
+    python evaluate.py --ckpt net_g_ema.pt --lq photos/ --out sr/      # sr/NAME, sr/scores.csv
+    python evaluate.py --ckpt net_g_ema.pt --export net.safetensors    # or .pth, .onnx
+    ... --ckpt INIT --lora lora.pt --lora-scale 0.5                    # half of a fine-tuning
 
 In:  checkpoints of SwinIR or RRDBNet (x4; train_sr.py's or public ones); GT as models/hggt.py reads
      it, LQ as NAME.png; or RealSR v3 with its *_HR.png and *_LR4.png.
@@ -46,15 +49,20 @@ from tqdm import tqdm
 
 from models.checkpoint import file_digest, read_state, write_csv
 from models.distributed import clean_exit, finish, gather, init_distributed, main_first
+from models.export import export
 from models.hggt import MultiGT, index_sets, png_size, read_rgb
 from models.iqa import MetricUnavailable, load_fr, load_iqa, min_side
+from models.lora import apply_lora
+from models.photos import find_photos, upscale_photos
 from models.rrdb import RRDBNet
 from models.swinir import SwinIR
+from models.tiles import tile_size, upscale
 
 SCALE = 4
 GOLD = "Gold Standard"
 CROP_BORDER = 4  # pixels, of the full-reference metrics (HGGT)
 METRICS = ["psnr", "ssim", "lpips", "lpips_st", "dists", "musiq", "nima", "qalign", "topiq"]
+PHOTO_METRICS = ["musiq", "topiq"]
 FULL_REFERENCE = {"lpips": "lpips", "lpips_st": "stlpips", "dists": "dists"}  # pyiqa's names
 NO_REFERENCE = {"topiq": "topiq_nr"}  # all others are called as in pyiqa
 DECIMALS = {"ssim": 3, "lpips": 3, "lpips_st": 3, "dists": 3}  # of the printed table; else 2
@@ -276,6 +284,38 @@ def refuse(problems: list[str], shown: int = 20) -> None:
         raise ValueError("\n".join(problems[:shown] + more))
 
 
+# ------------------------------------------------------------------------- own photos, export
+
+
+def use_checkpoint(args: argparse.Namespace) -> int:
+    """Enlarge and score the photos of --lq, or write --export. Returns the number of failures."""
+    net = load_net(args.ckpt)
+    if args.lora:
+        apply_lora(net, args.lora, args.ckpt, args.lora_scale)
+    if args.export:
+        print(export(net, args.export, args.onnx_size))
+        return 0
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    files, tile, metrics = find_photos(args.lq, args.out), tile_size(args.tile), {}
+    chosen = PHOTO_METRICS if args.metrics is METRICS else args.metrics
+    specs = {s.partition("@")[0]: s for s in chosen} | split_pairs(args.extra, "--extra")
+    for column, spec in specs.items():
+        try:
+            kind, metric = load_metric(spec, device)
+        except MetricUnavailable as error:
+            print(f"evaluate.py: column {column} is left out: {error}", file=sys.stderr)
+            continue
+        if kind == "fr":
+            raise ValueError(f"--metrics {column}: needs a ground truth, which photos have not")
+        metrics[column] = lambda x, metric=metric: metric(x.to(device))
+    comments = [f"{f}: sha256 {file_digest(f)}" for f in (args.ckpt, args.lora) if f]
+    net.to(device)
+    failed, table = upscale_photos(files, Path(args.out), lambda lq: upscale(
+        net, lq.to(device), tile, SCALE), metrics, args.overwrite, SCALE)
+    write_csv(Path(args.out) / "scores.csv", *table, comments)
+    return failed
+
+
 # ------------------------------------------------------------------------- main
 
 
@@ -451,21 +491,38 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--models", nargs="+", required=True, metavar="NAME=FILE",
+    add("--models", nargs="+", metavar="NAME=FILE",
         help="row name and checkpoint; names as in Table 5, e.g. SwinIR-AMO+FT")
     add("--gt", help="multi-GT test set: folder with images/ and labels/, or one without labels")
-    add("--lq", help="folder of its low-quality images, NAME.png, a quarter of the GT's size")
+    add("--lq", help="folder of its low-quality images, NAME.png, a quarter of the GT's size; or "
+        "own photos")
     add("--realsr", help="RealSR v3 folder, in place of --gt and --lq")
-    add("--out", required=True, help="table to write (.csv)")
+    add("--out", help="table to write (.csv); with --ckpt: folder for the results")
     add("--metrics", nargs="*", default=METRICS, metavar="METRIC",
         help=f"columns, out of {' '.join(METRICS)} and every pyiqa no-reference metric; NAME@FILE "
-             "takes its weights from a file (default: Table 5's)")
+             "takes its weights from a file (default: Table 5's; of photos musiq and topiq)")
     add("--extra", nargs="+", default=[], metavar="COLUMN=METRIC",
         help="more no-reference columns, e.g. q=demo.quality:q@runs/q.pt")
     add("--require-all", action="store_true",
         help="fail where a metric's weights cannot be had, instead of leaving its column empty")
     add("--save-sr", metavar="DIR", help="save the SR images as DIR/<model>/<NAME>.png")
+    add("--ckpt", metavar="FILE", help="not a table: enlarge the photos of --lq, or --export")
+    add("--lora", metavar="FILE", help="lora.pt of a fine-tuning that started from --ckpt")
+    add("--lora-scale", type=float, default=1.0,
+        help="share of its adapters: 0 is --ckpt, 1 the fine-tuned network (default: 1)")
+    add("--tile", default="auto", metavar="auto|N",
+        help="side of the tiles in LQ pixels; 0: whole photos; auto: whole unless memory runs out")
+    add("--overwrite", action="store_true", help="make photos anew that exist in --out")
+    add("--export", metavar="FILE", help="write --ckpt as .pth, .pt, .safetensors or .onnx")
+    add("--onnx-size", type=int, nargs=2, metavar=("H", "W"), help="the .onnx's only LQ size")
     args = parser.parse_args(argv)
+    if args.ckpt:
+        table = args.models or args.gt or args.realsr or args.save_sr or args.require_all
+        if table or bool(args.export) == bool(args.lq) or bool(args.lq) != bool(args.out):
+            parser.error("with --ckpt, give --lq with --out, or --export alone")
+        return args
+    if args.lora or args.export or not (args.models and args.out):
+        parser.error("give --models and --out, or --ckpt")
     if bool(args.realsr) == bool(args.gt) or bool(args.gt) != bool(args.lq):
         parser.error("give --gt with --lq, or --realsr alone")
     return args
@@ -473,4 +530,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 if __name__ == "__main__":
     with clean_exit("evaluate.py"):
-        main(parse_args())
+        args = parse_args()
+        if args.ckpt:
+            sys.exit(bool(use_checkpoint(args)))
+        main(args)

@@ -156,7 +156,7 @@ demo() { # [--all-rows]
   export OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= PYTHON net seed data runs results rows kinds label
   export q judge train one two fine gt lq
   export -f row_names row_field row_flags demo_row demo_quality demo_stage_one demo_analysis
-  export -f demo_table5 demo_table8 demo_figures demo_study demo_figure7
+  export -f demo_table5 demo_table8 demo_figures demo_study demo_figure7 demo_curve
 
   train="--net ${net}_tiny --data $data/HGGT --iqa $q --patch-size 64 --seed $seed
     --perceptual laplacian --num-workers 0 --log-every 10 --sample-every 50"
@@ -184,7 +184,7 @@ demo() { # [--all-rows]
   echo "5/7 evaluation, and analysis of the quality models against the (simulated) raters"
   side_by_side demo_table5 "demo_analysis; demo_table8"
   echo "6/7 figures, comparison with the paper, user study"
-  side_by_side demo_figures demo_study
+  side_by_side demo_study demo_curve demo_figures
   echo "7/7 orderings, and the report: a page of all this"
   "$PYTHON" -m demo.report --results "$results"
   "$PYTHON" report.py --results "$results" --sr "$runs/sr" --gt "$gt" --lq "$lq"
@@ -218,6 +218,19 @@ demo_analysis() {
 demo_figures() {
   "$PYTHON" figures.py --results "$results" --sr "$runs/sr" --gt "$gt" --lq "$lq" --quality q \
     --held-out judge --reference "$data/pristine/test"
+}
+
+demo_curve() { # AMO+FT's adapters on AMO, from none to more than were trained
+  local scale models=("0=$runs/AMO/net_g_ema.pt" "1=$runs/AMO+FT/net_g_ema.pt")
+  for scale in 0.5 1.5; do
+    "$PYTHON" evaluate.py --ckpt "$runs/AMO/net_g_ema.pt" --lora "$runs/AMO+FT/lora.pt" \
+      --lora-scale "$scale" --export "$runs/lora-$scale.pt"
+    models+=("$scale=$runs/lora-$scale.pt")
+  done
+  mapfile -t models < <(printf '%s\n' "${models[@]}" | sort -n)
+  "$PYTHON" evaluate.py --models "${models[@]}" --gt "$gt" --lq "$lq" --metrics psnr ssim \
+    --extra "q=$q" "judge=$judge" --out "$results/lora_curve.csv"
+  "$PYTHON" -m demo.report --curve "$results/lora_curve.csv"
 }
 
 demo_study() { # twelve pages, and the votes of simulated raters to show their analysis

@@ -2,6 +2,7 @@
 
     python -m demo.report --results results/demo
     python -m demo.report --seeds results/demo-swinir-seed{1,2,3,4,5} --out results/demo/seeds.csv
+    python -m demo.report --curve results/demo/lora_curve.csv   # scores against --lora-scale
     python -m demo.report --study STUDY --sr SR --pristine DATA/pristine/test --out STUDY/votes
 
 Writes orderings.csv into --results. An ordering that is not held is a warning: a toy experiment has
@@ -101,6 +102,31 @@ def seeds_table(folders: list[Path], out: Path) -> None:
         print(f"  {row[1]}: held on {row[2]}")
 
 
+def curve_figure(table: Path) -> None:
+    """Q, the judge and PSNR to the positives against the scale of the adapters, which names a row.
+
+    Written beside the table, as .png; the rows are networks by interpolation, not by training.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    rows = [row for row in read_csv(table, ("model", "q", "judge", "psnr"))[0]
+            if row["model"] != "Gold Standard"]
+    scales = [float(row["model"]) for row in rows]
+    fig, axes = plt.subplots(1, 3, figsize=(9, 2.6), layout="constrained")
+    titles = {"q": "Q", "judge": "judge", "psnr": "PSNR to the positives, dB"}
+    for ax, (column, title) in zip(axes, titles.items(), strict=True):
+        ax.plot(scales, [float(row[column]) for row in rows], "o-")
+        ax.set(title=title, xlabel="--lora-scale", xticks=scales)
+        ax.axvline(1, color="0.8", zorder=0)
+    temporary = table.with_suffix(".tmp.png")
+    fig.savefig(temporary, dpi=150)
+    temporary.replace(table.with_suffix(".png"))
+    plt.close(fig)
+
+
 def simulate_votes(study: Path, sr: Path, pristine: Path, out: Path) -> None:
     """A votes file per rater of user_study.py, by a noisy comparison with the pristine images."""
     key = read_key(study / "key.json")
@@ -125,19 +151,22 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--results", type=Path, help="folder of table5_per_image.csv")
     parser.add_argument("--seeds", type=Path, nargs="+", help="result folders of several seeds")
+    parser.add_argument("--curve", type=Path, help="table of evaluate.py, its rows named by scales")
     parser.add_argument("--study", type=Path, help="folder that user_study.py make wrote")
     parser.add_argument("--sr", type=Path, help="folder of SR images, one subfolder per model")
     parser.add_argument("--pristine", type=Path, help="folder of the demo's pristine images")
     parser.add_argument("--out", type=Path, help="table over the seeds, a CSV; folder of votes")
     args = parser.parse_args(argv)
     votes = args.study and args.sr and args.pristine
-    if not args.results and not (args.out and (args.seeds or votes)):
+    if not args.results and not args.curve and not (args.out and (args.seeds or votes)):
         parser.error("give --results; --seeds and --out; or --study, --sr, --pristine and --out")
     return args
 
 
 def main(args: argparse.Namespace) -> None:
-    if args.seeds:
+    if args.curve:
+        curve_figure(args.curve)
+    elif args.seeds:
         seeds_table(args.seeds, args.out)
     elif args.study:
         simulate_votes(args.study, args.sr, args.pristine, args.out)

@@ -2,7 +2,7 @@
 
 Public super-resolution files hold `{"params_ema": state}`, `{"params": state}` or the bare state
 dict (BasicSR, official SwinIR, ESRGAN); all three are read. Nothing is ever unpickled beyond
-tensors and plain containers (`weights_only=True`).
+tensors and plain containers (`weights_only=True`). A `.safetensors` file holds the bare state dict.
 """
 
 import contextlib
@@ -19,9 +19,9 @@ if TYPE_CHECKING:  # imported where it is needed: whoever reads tables alone sav
 
 
 def load_file(path: str | Path) -> dict:
-    """Read a torch file on the CPU.
+    """Read a torch file, or a .safetensors file, on the CPU.
 
-    Raises FileNotFoundError if it does not exist, ValueError if it is truncated, not a torch file,
+    Raises FileNotFoundError if it does not exist, ValueError if it is truncated, of another kind,
     or holds anything but a dict of tensors and plain values.
     """
     import torch
@@ -30,7 +30,13 @@ def load_file(path: str | Path) -> dict:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; give the path of a checkpoint (.pt, .pth)")
     try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file as load_safetensors
+
+            return load_safetensors(path)
         data = torch.load(path, map_location="cpu", weights_only=True)
+    except ImportError as error:
+        raise ValueError(f"{path}: reading it needs: pip install safetensors") from error
     except Exception as error:  # a foreign file makes torch.load raise almost anything
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise ValueError(f"{path}: not a readable weight file ({reason})") from error

@@ -10,9 +10,11 @@ so the network's own code stays untouched:
     torch.save(lora_state(net), "lora.pt"); merge_lora(net)     # the plain network again
 """
 
+import hashlib
 import math
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -97,3 +99,27 @@ def merge_lora(net: nn.Module) -> nn.Module:
     for _, module, _ in list(_adapters(net)):
         parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
     return net
+
+
+def apply_lora(net: nn.Module, path: str, base: str, scale: float = 1.0) -> nn.Module:
+    """Merge a saved fine-tuning, times `scale`, into the network that it started from; in place.
+
+    path:  {"lora": lora_state(), "rank", "alpha", "targets", "base_sha256"}
+    base:  the file that `net` was read from; scale: 0 is `net`, 1 the fine-tuned network
+    Raises ValueError for another file than an adapter's, and for adapters of another base.
+    """
+    try:
+        data = torch.load(path, map_location="cpu", weights_only=True)
+        lora, sha256 = data["lora"], data["base_sha256"]
+        rank, alpha, targets = data["rank"], data["alpha"], data["targets"]
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # a foreign file makes torch.load raise almost anything
+        raise ValueError(f"{path}: not the lora.pt of a fine-tuning") from error
+    digest = hashlib.sha256(Path(base).read_bytes()).hexdigest()
+    if digest != sha256:
+        raise ValueError(f"{path}: was trained on weights of sha256 {sha256[:12]}; {base} is "
+                         f"{digest[:12]}; give the file that the fine-tuning started from (--init)")
+    add_lora(net, targets, rank, alpha * scale)
+    load_lora(net, lora)
+    return merge_lora(net).requires_grad_(False)
