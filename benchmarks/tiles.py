@@ -1,0 +1,67 @@
+"""How far an image in tiles is from the whole one, for the demo's and the paper's networks.
+
+    python -m benchmarks.tiles        # random weights, scikit-image's astronaut
+    python -m benchmarks.tiles --ckpt swinir.pth --crop 256 --tile 128
+
+Writes results/tiles_cpu.csv: the largest and the mean difference of the output, in [0, 1], the
+largest where no two tiles overlap, and the share of 8-bit values that change.
+"""
+
+import argparse
+
+import torch
+from skimage import data
+from torch import Tensor, nn
+
+from benchmarks.common import write_results
+from evaluate import load_net, to_8bit
+from models.tiles import OVERLAP, spans, upscale
+from train_sr import PRESETS
+
+HEADER = ["network", "crop", "tile", "largest", "mean", "largest_outside_overlaps",
+          "changed_percent", "changed_by"]
+
+
+def outside(side: int, tile: int, scale: int = 4) -> Tensor:
+    """Which of scale * side positions along an axis only one tile covers."""
+    covered = torch.zeros(side)
+    for start, end in spans(side, tile):
+        covered[start:end] += 1
+    return (covered == 1).repeat_interleave(scale)
+
+
+@torch.no_grad()
+def compare(name: str, net: nn.Module, crop: int, tile: int) -> list[str]:
+    image = torch.from_numpy(data.astronaut()[:crop, 100 : 100 + crop].copy())
+    lq = image.permute(2, 0, 1)[None].float() / 255
+    whole, tiled = net.eval()(lq), upscale(net, lq, tile)[0]
+    difference = (whole - tiled).abs()
+    single = outside(crop, tile)
+    levels = (to_8bit(whole) - to_8bit(tiled)).abs()
+    return [name, crop, tile, f"{difference.max():.2g}", f"{difference.mean():.2g}",
+            f"{difference[..., single[:, None] & single].max():.2g}",
+            f"{100 * (levels > 0).double().mean():.2g}", f"{levels.max():.0f}"]
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    add = parser.add_argument
+    add("--ckpt", nargs="*", default=[], metavar="FILE", help="checkpoints, in place of presets")
+    add("--crop", type=int, help="LQ pixels per side (default: 256, of the paper's sizes 128)")
+    add("--tile", type=int, help="LQ pixels per side (default: 128, of the paper's sizes 96)")
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> None:
+    rows = [compare(f, load_net(f), args.crop or 256, args.tile or 128) for f in args.ckpt]
+    for name, preset in PRESETS.items() if not args.ckpt else ():
+        torch.manual_seed(0)
+        tiny = name.endswith("_tiny")
+        sizes = (args.crop or (256 if tiny else 128), args.tile or (128 if tiny else 96))
+        rows.append(compare(f"{name}, random weights", preset["build"](), *sizes))
+    write_results("tiles", HEADER, rows, "cpu",
+                  [f"scikit-image's astronaut, neighbouring tiles share {OVERLAP} LQ pixels"])
+
+
+if __name__ == "__main__":
+    main(parse_args())
