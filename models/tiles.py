@@ -104,7 +104,8 @@ def _tiled(net: nn.Module, lq: Tensor, tile: int, scale: int) -> Tensor:
     h, w = lq.shape[2:]
     boxes = [(y, x) for y in spans(h, tile) for x in spans(w, tile)]
     total = torch.zeros(1, lq.shape[1], scale * h, scale * w)
-    for (top, bottom), (left, right) in tqdm(boxes, desc="tiles", unit="tile", leave=False):
+    progress = tqdm(boxes, desc="tiles", unit="tile", leave=False, disable=None)
+    for (top, bottom), (left, right) in progress:
         sr = net(lq[..., top:bottom, left:right]).float().cpu()
         weight = ramp(top, bottom, h, scale)[:, None] * ramp(left, right, w, scale)
         total[..., scale * top : scale * bottom, scale * left : scale * right] += sr * weight
