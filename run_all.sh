@@ -133,6 +133,17 @@ demo_row() { # NAME: train one row; its output goes to a log, one line to the sc
   printf '  %-24s %3d s\n' "$label-$name" $((SECONDS - begin))
 }
 
+demo_rows() { # SAMPLER: its row, and the fine-tunings that start from it
+  local name
+  demo_row "$1"
+  # shellcheck disable=SC2086
+  for name in $(row_names finetune_lora.py $kinds); do
+    if [ "$(row_field "$name" 3)" = "$1" ]; then
+      demo_row "$name"
+    fi
+  done
+}
+
 side_by_side() { # COMMAND...: one per core at a time
   printf '%s\0' "$@" | xargs -0 -P "$jobs" -I{} bash -c "set -euo pipefail; {}" || exit 1
 }
@@ -155,11 +166,13 @@ demo() { # [--all-rows]
   # One thread per process: the same numbers on every machine, and two rows side by side.
   export OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= PYTHON net seed data runs results rows kinds label
   export q judge train one two fine gt lq
-  export -f row_names row_field row_flags demo_row demo_quality demo_stage_one demo_analysis
-  export -f demo_table5 demo_table8 demo_figures demo_study demo_figure7 demo_curve
+  # glibc: keep what is freed; else a twentieth of the time goes into fetching zeroed pages again
+  export MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=4294967296
+  export -f row_names row_field row_flags demo_row demo_rows demo_quality demo_stage_one
+  export -f demo_analysis demo_table5 demo_table8 demo_figures demo_study demo_figure7 demo_curve
 
   train="--net ${net}_tiny --data $data/HGGT --iqa $q --patch-size 64 --seed $seed
-    --perceptual laplacian --num-workers 0 --log-every 10 --sample-every 50"
+    --perceptual laplacian --num-workers 0 --cache $runs/cache --log-every 10 --sample-every 50"
   one="--lambda-p 0 --lambda-a 0 --steps 400 --lr 1e-3 --milestones 200 300 360 --ema-decay 0.95"
   # The discriminator collapses at higher rates, on some rows only, which hides the samplers
   two="--steps 200 --lr 1e-3 --lr-d 2e-4 --lambda-a 0.03 --milestones 120 160 180
@@ -167,25 +180,20 @@ demo() { # [--all-rows]
   # lambda_q is in units of Q, 0 to 100, as the paper's 0.05 is in units of MUSIQ
   fine="--steps 60 --lr 2e-3 --lr-d 2e-4 --milestones 45 --ema-decay 0.9 --lora-rank 8 --lambda-q 0.001"
 
-  echo "1/7 data: $data"
+  echo "1/6 data: $data"
   [ -d "$data" ] || rm -rf "$runs" # of other data
   mkdir -p "$runs"
   "$PYTHON" -m demo.data --out "$data" --seed "$seed" --setting "$setting"
-  echo "2/7 quality model Q, and stage one (L1)"
+  echo "2/6 quality model Q, and stage one (L1)"
   side_by_side "demo_quality q" demo_stage_one
-  echo "3/7 the judge, and six samplers"
-  # shellcheck disable=SC2086
-  mapfile -t samplers < <(row_names train_sr.py $kinds)
-  # shellcheck disable=SC2086
-  mapfile -t finetunes < <(row_names finetune_lora.py $kinds)
-  side_by_side "demo_quality judge" "${samplers[@]/#/demo_row }"
-  echo "4/7 fine-tuning"
-  side_by_side "${finetunes[@]/#/demo_row }"
-  echo "5/7 evaluation, and analysis of the quality models against the (simulated) raters"
-  side_by_side demo_table5 "demo_analysis; demo_table8"
-  echo "6/7 figures, comparison with the paper, user study"
-  side_by_side demo_study demo_curve demo_figures
-  echo "7/7 orderings, and the report: a page of all this"
+  echo "3/6 the samplers with their fine-tunings; the judge; analysis against the (simulated) raters"
+  side_by_side "demo_quality judge; demo_analysis" "demo_rows AMO; demo_curve" \
+    "demo_rows UPos" "demo_rows OrigsOnly" "demo_rows Rand" "demo_rows SMA" "demo_rows SMP"
+  echo "4/6 evaluation"
+  side_by_side demo_table5 demo_table8
+  echo "5/6 figures, comparison with the paper, user study"
+  side_by_side demo_figures demo_study
+  echo "6/6 orderings, and the report: a page of all this"
   "$PYTHON" -m demo.report --results "$results"
   "$PYTHON" report.py --results "$results" --sr "$runs/sr" --gt "$gt" --lq "$lq"
   echo "done in $((SECONDS - begin)) s; results in $results"
