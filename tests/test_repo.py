@@ -146,6 +146,22 @@ def test_readme_numbers_are_those_of_the_committed_tables():
                          readme), row
 
 
+def test_readme_speeds_are_those_of_the_committed_benchmarks():
+    readme = (ROOT / "README.md").read_text().split("## Speed")[1].split("\n## ")[0]
+    results = ROOT / "benchmarks/results"
+    steps = {(r["net"], r["arm"]): r for r in read_csv(results / "step_cpu.csv")[0]}
+    for arm in ("amo again", "upos", "contiguous", "fused"):
+        assert " | ".join(f"x {steps[net, arm]['ratio']}" for net in ("swinir", "rrdb")) in readme
+    reward = [steps["MUSIQ as reward", arm] for arm in ("at once", "one by one")]
+    assert f"{reward[1]['peak_mib']}\ninstead of {reward[0]['peak_mib']} MiB" in readme
+    loads = {(r["setting"], r["arm"]): r for r in read_csv(results / "loader_cpu.csv")[0]
+             if r["workers"] == "0"}
+    for arm in ("upos", "upos_cache", "amo", "amo_cache"):
+        rows = [loads[setting, arm] for setting in ("one_round", "two_round")]
+        assert " | ".join(f"x {r['times_baseline']}, {r['samples_per_second']} samples/s"
+                          for r in rows) in readme
+
+
 def test_committed_results_are_whole_and_finite():
     folder = ROOT / "results/demo"
     tables = {path.name for path in folder.glob("*.csv")}
