@@ -396,7 +396,12 @@ def main(args: argparse.Namespace) -> None:
     out = Path(args.out)
     no_reference = {c: f for c, (kind, f) in metrics.items() if kind == "nr"}
     rows = [GOLD] * bool(no_reference and len(sets.paths[0]) > 1) + list(models)
-    keys = {row: text_digest(args.lq, files.get(row), *protocol) for row in rows}
+    lq_data = [file_digest(file) for file in lq_files]
+    gt_data = [file_digest(path) for paths in sets.paths for path in paths]
+    labels = None if sets.labels is None else sets.labels.tolist()
+    functions = [(c, spec.partition("@")[0]) for c, spec in specs.items()]
+    keys = {row: text_digest(row, files.get(row), lq_data, gt_data, labels, functions, *protocol)
+            for row in rows}
     folder = out.with_name("scores")
     folder.mkdir(parents=True, exist_ok=True)
     known = gather(read_scores(folder, out.stem, keys) if rank == 0 else None)[0]
@@ -405,7 +410,7 @@ def main(args: argparse.Namespace) -> None:
     columns = list(dict.fromkeys([*METRICS, *specs]))  # Table 5's, asked for or not, then others
     table, per_image = [], []
     for row in rows:
-        made_by = text_digest(args.lq, args.realsr, files.get(row))
+        made_by = text_digest(lq_data, files.get(row))
         saved = [Path(args.save_sr or "") / row / f"{name}.png" for name in sets.names]
         mine = [i for i in range(rank, len(sets.names), world) if sets.names[i] not in known[row]
                 or (args.save_sr and row != GOLD and not is_saved(saved[i], made_by))]
@@ -474,7 +479,7 @@ def is_saved(path: Path, made_by: str) -> bool:
     return False
 
 
-def text_digest(*parts: str | None) -> str:
+def text_digest(*parts: object) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
 

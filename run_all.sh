@@ -145,7 +145,8 @@ demo_rows() { # SAMPLER: its row, and the fine-tunings that start from it
 }
 
 side_by_side() { # COMMAND...: one per core at a time
-  printf '%s\0' "$@" | xargs -0 -P "$jobs" -I{} bash -c "set -euo pipefail; {}" || exit 1
+  printf '%s\0' "$@" | xargs -0 -P "$jobs" -I{} bash -c "set -euo pipefail; trap 'exit 130' INT TERM; {}" ||
+    exit 1
 }
 
 demo() { # [--all-rows]
@@ -187,10 +188,10 @@ demo() { # [--all-rows]
   echo "2/6 quality model Q, and stage one (L1)"
   side_by_side "demo_quality q" demo_stage_one
   echo "3/6 the samplers with their fine-tunings; the judge; analysis against the (simulated) raters"
-  side_by_side "demo_quality judge; demo_analysis" "demo_rows AMO; demo_curve" \
+  side_by_side "demo_quality judge; demo_analysis" "demo_rows AMO" \
     "demo_rows UPos" "demo_rows OrigsOnly" "demo_rows Rand" "demo_rows SMA" "demo_rows SMP"
   echo "4/6 evaluation"
-  side_by_side demo_table5 demo_table8
+  side_by_side demo_table5 "demo_table8; demo_curve"
   echo "5/6 figures, comparison with the paper, user study"
   side_by_side demo_figures demo_study
   echo "6/6 orderings, and the report: a page of all this"
@@ -411,13 +412,15 @@ paper() { # [--dry-run] [--only STEP]...
     shift
   done
   [[ $gpus =~ ^[1-9][0-9]*$ ]] || refuse "GPUS=$gpus is not a number of GPUs"
+  [ "$seed" = 0 ] || refuse "SEED=$seed: paper mode is seed 0, its folders name none; use the scripts' --seed"
   plan=$(paper_steps) all=$plan
   for step in "${only[@]}"; do
     grep -qxF -- "$step" <<<"$all" ||
       refuse "--only $step: no such step; one of $(tr '\n' ' ' <<<"$all")"
   done
   [ ${#only[@]} = 0 ] ||
-    plan=$(for step in "${only[@]}"; do paper_chain "$step"; done | awk '!seen[$0]++')
+    plan=$(for step in "${only[@]}"; do paper_chain "$step"; done) # in the order of all steps:
+  plan=$(grep -xF -- "$plan" <<<"$all")
 
   echo "plan, hours on $gpus GPUs estimated from the paper's on four A100 (Sec. 8.2):"
   while read -r step; do
@@ -464,7 +467,7 @@ paper_check() { # STEP...: all that they need; nothing is started if anything is
   [[ $steps != *-stage1* ]] || need DF2K_OST "$df2k"
   [[ $steps != *" SwinIR-stage1 "* ]] || need SWINIR_INIT "${SWINIR_INIT:-no SWINIR_INIT given}"
   [[ $steps != *" RealESRGAN-stage1 "* ]] || need RRDB_INIT "${RRDB_INIT:-no RRDB_INIT given}"
-  if [[ $steps == *-* || $steps == *" analysis "* ]]; then
+  if [[ $steps == *-* || $steps == *" analysis "* || $steps == *" table"* ]]; then
     found=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')
     [ "$found" -ge "$gpus" ] ||
       { echo "run_all.sh: $found GPUs found, GPUS=$gpus asked for" >&2; wrong=1; }

@@ -8,6 +8,7 @@ safetensors, and onnx with onnxscript, are imported only here, where they are ne
 
 import copy
 import importlib.util
+import io
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -89,7 +90,9 @@ def write_weights(net: nn.Module, path: str | Path) -> None:
     bare tensors, with the network's name and scale as metadata."""
     path, state = Path(path), padded_state(net.state_dict())
     if path.suffix != ".safetensors":
-        _write(path, lambda temporary: torch.save({"params_ema": state}, temporary))
+        buffer = io.BytesIO()
+        torch.save({"params_ema": state}, buffer)  # to a path, the file's bytes would hold its name
+        _write(path, lambda temporary: Path(temporary).write_bytes(buffer.getbuffer()))
         return
     _need("safetensors")
     from safetensors.torch import save_file

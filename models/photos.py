@@ -140,7 +140,10 @@ def write_photo(photo: Photo, sr: Tensor, path: str | Path) -> None:
         for tag, side in ((0xA002, x.shape[1]), (0xA003, x.shape[0])):  # width, height
             if tag in sizes:
                 sizes[tag] = side
-        options["exif"] = photo.exif.tobytes()
+        try:
+            options["exif"] = photo.exif.tobytes()
+        except Exception as error:  # Pillow: struct.error, TypeError of a tag with an odd value
+            raise ValueError(f"{path}: its EXIF cannot be written ({error}); remove it") from error
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         image = Image.fromarray(np.ascontiguousarray(x[..., 0] if x.shape[2] == 1 else x))
@@ -230,7 +233,8 @@ def upscale_photos(
             say(path, str(error))
         rows.append([path.name, status, *size, str(tile), *(scores.get(s, "") for s in sides)])
     if kept:
-        print(f"{out}: {kept} existing files kept (--overwrite makes them anew)", file=sys.stderr)
+        print(f"{out}: {kept} existing files kept, whichever network made them (--overwrite makes "
+              "them anew)", file=sys.stderr)
     header = ["file", "status", "width", "height", "tile", *(f"{n}_{s}" for n, s in sides)]
     if failed:
         print(f"{out}: {failed} of {len(files)} photos failed", file=sys.stderr)

@@ -127,8 +127,8 @@ def score_images(
     stem = cache_stem(name)
     folder.mkdir(parents=True, exist_ok=True)
     files = {(key, os.path.getsize(path)): path for key, path in images.items()}
-    known = read_scores(folder, stem)
-    gather()  # all have read before one writes, so all see the same images missing
+    # As rank 0 reads it, for all: another run may be writing to the same folder
+    known = gather(read_scores(folder, stem) if rank == 0 else None)[0]
     missing = sorted(files.keys() - known.keys())
     error, failures, n_scored = None, [], 0
     mine, net = {i: files[i] for i in missing[rank::world]}, None
