@@ -196,7 +196,7 @@ def test_a_rank_that_fails_ends_all_with_its_message(base):
     result = run(*analysis("rank2"), cwd=base, processes=2, ok=False)
     assert result.returncode != 0
     line, = said(result.stderr)
-    assert line.startswith("analyze_iqa.py: [rank 1] ") and "faults.metrics_slow.rank1.csv" in line
+    assert line.startswith("analyze_iqa.py: [rank 0] ") and "faults.metrics_slow.rank1.csv" in line
 
 
 @pytest.mark.parametrize("flags", [evaluation, analysis])
