@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,11 @@ class Mean(torch.nn.Module):
         return 100 * x.mean((1, 2, 3))
 def mean():
     return Mean()
+class Darkness(Mean):
+    def forward(self, x):
+        return -super().forward(x)
+def darkness():
+    return Darkness()
 """
 
 
@@ -263,6 +269,29 @@ def test_an_interrupted_evaluation_goes_on(data, tmp_path, monkeypatch):
     assert remade() == (5, 1)  # its scores are known, its images are the other's
     assert (out.read_bytes(), images.read_bytes()) == straight
     assert (tmp_path / "sr/RealESRGAN-UPos/img00.png").read_bytes() == sr
+
+
+@pytest.mark.parametrize("change", ["metric", "LQ", "GT", "votes"])
+def test_scores_of_another_metric_or_of_other_data_are_not_taken(data, tmp_path, monkeypatch,
+                                                                  change):
+    root = tmp_path / "data"
+    shutil.copytree(data[0], root)
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(str(root))
+    out = tmp_path / "t.csv"
+    flags = arguments(root, out, "--metrics", "psnr", "--extra")
+    main(*flags, "q=own_metric:mean")
+    _, before = read(out)
+    image = "lq" if change == "LQ" else "gt/images/original"
+    if change in ("LQ", "GT"):  # the same name and size
+        path = next(root.glob(f"**/{image}/img01.png"))
+        Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+    elif change == "votes":
+        for path in root.glob("**/labels/*/img01.json"):
+            path.write_text(path.read_text().replace("Similar", "Positive"))
+    main(*flags, "q=own_metric:darkness" if change == "metric" else "q=own_metric:mean")
+    _, after = read(out)
+    assert before != after
 
 
 def test_a_set_is_decoded_once_per_image_of_a_model(data, tmp_path, monkeypatch):

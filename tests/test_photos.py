@@ -133,6 +133,17 @@ def test_exif_orientation_and_profile_are_kept(orientation, suffix, tmp_path):
     assert np.abs(error).mean() < 4  # of the lossy formats
 
 
+def test_exif_that_cannot_be_written_is_one_line_with_the_photos_name(tmp_path):
+    exif = Image.Exif()
+    exif[271] = "Maker"
+    pixels("RGB").save(tmp_path / "a.jpg", exif=exif)
+    photo = read_photo(tmp_path / "a.jpg")
+    photo.exif[296] = "odd"  # ResolutionUnit, a number
+    with pytest.raises(ValueError, match=r"b\.jpg: its EXIF cannot be written"):
+        write_photo(photo, enlarge(photo.rgb), tmp_path / "b.jpg")
+    assert not (tmp_path / "b.jpg").exists()
+
+
 def test_a_tiff_is_turned_upright(tmp_path):
     exif = Image.Exif()
     exif[274] = 6
