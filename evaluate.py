@@ -47,7 +47,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from models.checkpoint import file_digest, read_state, write_csv
+from models.checkpoint import file_digest, read_state, replacing, write_csv
 from models.distributed import clean_exit, finish, gather, init_distributed, main_first
 from models.export import export
 from models.hggt import MultiGT, index_sets, png_size, read_rgb
@@ -460,16 +460,11 @@ def main(args: argparse.Namespace) -> None:
 
 def save_png(path: Path, sr: Tensor, made_by: str) -> None:
     """Write (1, 3, H, W) in [0, 1]; the path holds the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     image = Image.fromarray(to_8bit(sr[0]).byte().permute(1, 2, 0).cpu().numpy())
     note = PngInfo()
     note.add_text("made_by", made_by)
-    try:
+    with replacing(path) as temporary:
         image.save(temporary, "PNG", pnginfo=note)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def is_saved(path: Path, made_by: str) -> bool:

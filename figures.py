@@ -32,7 +32,7 @@ import matplotlib
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from models.checkpoint import read_csv, write_csv
+from models.checkpoint import read_csv, replacing, write_csv
 from models.hggt import load_sets, png_size, read_rgb
 
 matplotlib.use("Agg")
@@ -274,13 +274,9 @@ def save(fig: plt.Figure | None, path: Path, otherwise: str) -> None:
     if fig is None:
         print(f"{path.name}: not made, {otherwise}")
         return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         fig.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None})
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-        plt.close(fig)
+    plt.close(fig)
     print(f"{path.name}: written")
 
 

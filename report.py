@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from models.checkpoint import read_csv
+from models.checkpoint import read_csv, replacing
 from models.hggt import LABEL_VALUES, load_sets, read_rgb
 
 GOLD = "Gold Standard"
@@ -475,14 +475,8 @@ def main(args: argparse.Namespace) -> None:
     }  # fmt: skip
     page = re.sub("@([A-Z]+)@", lambda found: parts[found[1]], PAGE)  # one pass: parts stay as is
     out = args.results / "report.html"
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(out) as temporary:
         temporary.write_text(page, encoding="utf-8")
-        os.replace(temporary, out)
-    except OSError as error:  # the error of a write does not name its file
-        raise OSError(f"{out}: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, {len(tables)} tables, {len(plots)} plots\n"
           + "\n".join(lines))
 

@@ -229,6 +229,13 @@ def save_samples(path: Path, lq: Tensor, sr: Tensor, gt: Tensor, count: int = 4)
 # ------------------------------------------------------------------------- training
 
 
+def score_reward(reward: nn.Module, sr: Tensor, one_by_one: bool) -> Tensor:
+    """Q of (N, 3, H, W), (N,); one by one in the memory of one image's graph, each scored twice."""
+    if not one_by_one:
+        return reward(sr)
+    return torch.cat([checkpoint(reward, x, use_reentrant=False) for x in sr.split(1)])
+
+
 def step_generator(
     args: argparse.Namespace, net_g: nn.Module, net_d: nn.Module | None, percep: Callable,
     reward: nn.Module | None, optim: torch.optim.Optimizer, lq: Tensor, gt: Tensor,
@@ -249,10 +256,7 @@ def step_generator(
             losses["l_adv"] = gan_loss_g(net_d(sr))
         if reward is not None:
             # PAPER: Eq. 5. Not clamped: outside [0, 1] a clamp would have no gradient back.
-            score = functools.partial(checkpoint, reward, use_reentrant=False)
-            one_by_one = args.checkpoint_reward  # memory of one image's graph, Q computed twice
-            scores = torch.cat([score(x) for x in sr.split(1)]) if one_by_one else reward(sr)
-            losses["l_iqa"] = -scores.mean()
+            losses["l_iqa"] = -score_reward(reward, sr, args.checkpoint_reward).mean()
     total = (args.lambda_l1 * losses["l_pix"] + args.lambda_p * losses["l_percep"]
              + args.lambda_a * losses["l_adv"] + args.lambda_q * losses["l_iqa"])
     optim.zero_grad(set_to_none=True)

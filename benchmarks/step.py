@@ -24,7 +24,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from torch.utils.data import default_collate
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -180,15 +179,11 @@ def reward_arms(args: argparse.Namespace, batch: int) -> dict[str, Callable[[], 
     reward = load_iqa("models.iqa:random_musiq", args.device, differentiable=True)
     sr = torch.rand(batch, 3, args.patch_size, args.patch_size, device=args.device)
 
-    def at_once() -> None:
-        reward(sr.requires_grad_()).mean().backward()
+    def gradient(one_by_one: bool) -> None:
+        train_sr.score_reward(reward, sr.requires_grad_(), one_by_one).mean().backward()
 
-    def one_by_one() -> None:
-        images = sr.requires_grad_().split(1)
-        scores = [checkpoint(reward, x, use_reentrant=False) for x in images]
-        torch.cat(scores).mean().backward()
-
-    return {"at once": at_once, "at once again": at_once, "one by one": one_by_one}
+    return {name: functools.partial(gradient, name == "one by one")
+            for name in ("at once", "at once again", "one by one")}
 
 
 def make_draws(root: Path, net: str, patch: int, amo: bool) -> Draws:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from demo.data import RATER_NOISE, rng_of, to_float, utilities
-from models.checkpoint import read_csv, write_csv
+from models.checkpoint import read_csv, replacing, write_csv
 from models.hggt import read_rgb
 from user_study import checksum, read_key
 
@@ -121,9 +121,8 @@ def curve_figure(table: Path) -> None:
         ax.plot(scales, [float(row[column]) for row in rows], "o-")
         ax.set(title=title, xlabel="--lora-scale", xticks=scales)
         ax.axvline(1, color="0.8", zorder=0)
-    temporary = table.with_suffix(".tmp.png")
-    fig.savefig(temporary, dpi=150)
-    temporary.replace(table.with_suffix(".png"))
+    with replacing(table.with_suffix(".png")) as temporary:
+        fig.savefig(temporary, format="png", dpi=150)
     plt.close(fig)
 
 

@@ -10,7 +10,7 @@ import csv
 import hashlib
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,25 +62,35 @@ def read_state(path: str | Path) -> "dict[str, torch.Tensor]":
     return {key.removeprefix("module."): value for key, value in data.items()}
 
 
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A temporary file beside `path`, to be written in the block, which takes its place after it.
+
+    So `path` is at every moment the old file or the complete new one. OSError names `path`, which
+    the error of a write does not.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(f"{path}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def save_atomic(obj: dict, path: str | Path) -> None:
     """torch.save so that `path` is at every moment the old file or the complete new one."""
     import torch
 
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     buffer = io.BytesIO()
     torch.save(obj, buffer)  # straight to a full disk, it would raise anything but an OSError
-    try:
-        with open(temporary, "wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:  # the error of a write does not name its file
-        raise OSError(f"{path}: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(buffer.getbuffer())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def file_digest(path: str | Path) -> str:
@@ -125,19 +135,11 @@ def write_csv(
 
     comments: lines put before the header, each with "# " in front.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
     text.writelines(f"# {line}\n" for line in comments)
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         temporary.write_text(text.getvalue(), encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:  # the error of a write does not name its file
-        raise OSError(f"{path}: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_csv(

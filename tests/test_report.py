@@ -13,8 +13,6 @@ import numpy as np
 import pytest
 from make_data import make_hggt, smooth_image
 from PIL import Image
-from playwright.sync_api import Error as PlaywrightError
-from playwright.sync_api import sync_playwright
 
 import report
 from models.checkpoint import write_csv
@@ -185,22 +183,6 @@ def test_the_script_says_what_is_wrong_in_one_line(tmp_path):
 
 
 # ------------------------------------------------------------------------- the page
-
-
-@pytest.fixture(scope="module")
-def browser():
-    found = (shutil.which(n) for n in ("chromium", "chromium-browser", "google-chrome"))
-    executable = next(filter(None, found), None)  # None: playwright's own, if it is installed
-    with sync_playwright() as playwright:
-        try:
-            browser = playwright.chromium.launch(executable_path=executable, args=[
-                "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-                "--no-first-run", "--disable-component-update", "--disable-sync"])
-        except PlaywrightError as error:
-            pytest.fail("no Chromium to test the page with: apt install chromium, or "
-                        f"python -m playwright install chromium ({str(error)[:200]})")
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
