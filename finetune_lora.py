@@ -22,8 +22,7 @@ import torch
 
 import train_sr
 from models.checkpoint import save_atomic
-from models.distributed import clean_exit, finish, main_first
-from models.iqa import load_iqa, min_side
+from models.distributed import clean_exit, finish
 from models.lora import add_lora, lora_state, merge_lora
 
 # PAPER: Sec. 8.3. SwinIR: the MLPs, rank 48, lr 5e-6 halved at 5,000 steps;
@@ -44,7 +43,8 @@ def main(args: argparse.Namespace) -> None:
         weights = (("Q", args.lambda_q, 0.05), ("A", args.lambda_a, 0.0), ("P", args.lambda_p, 1.0))
         variant = "_full" if args.full else ""
         variant += "".join(f"_{key}{value:g}" for key, value, usual in weights if value != usual)
-        variant += f"_{args.iqa.partition('@')[0].replace(':', '.')}" * (args.iqa != "musiq")
+        metrics = "+".join(name.partition("@")[0].replace(":", ".") for name in args.iqa)
+        variant += f"_{metrics}" * (args.iqa != ["musiq"])
         variant += f"-seed{args.seed}" * (args.seed > 0)
         args.out = f"runs/{args.net}-{args.sampler}+FT{variant}"
     train_sr.complete_settings(args)
@@ -56,9 +56,7 @@ def main(args: argparse.Namespace) -> None:
         add_lora(net_g, preset["targets"], args.lora_rank)
     reward = None
     if args.lambda_q:
-        if args.patch_size < min_side(args.iqa):
-            raise ValueError(f"--iqa {args.iqa}: needs --patch-size {min_side(args.iqa)} or more")
-        reward = main_first(lambda: load_iqa(args.iqa, args.device, differentiable=True))
+        reward = train_sr.load_quality(args, args.patch_size, differentiable=True)
 
     net_ema = train_sr.fit(args, net_g, reward)
 

@@ -12,14 +12,13 @@ Stage one (the initialisation): L1 alone on a flat folder of high-resolution cro
 
 In:  --data, a folder in one of the layouts of models/hggt.py (`--check-data` inspects it).
 Out: --out (default runs/<net>-<sampler>) with net_g_ema.pt (the result), last.pt (everything that a
-     resume needs; evaluate.py reads it too), log.csv, samples/*.png. Running the same command again
-     resumes; draws depend on (seed, draw) alone, so a resumed run equals an uninterrupted one.
+     resume needs; evaluate.py reads it too), log.csv, samples/*.png and, where tensorboard is
+     installed, tensorboard/. Running the same command again resumes; draws depend on (seed, draw)
+     alone, so a resumed run equals an uninterrupted one.
 """
 
 import argparse
-import contextlib
 import copy
-import csv
 import functools
 import hashlib
 import os
@@ -31,7 +30,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
@@ -40,20 +38,22 @@ from tqdm import tqdm
 
 from models.cache import PixelCache
 from models.checkpoint import (
+    TrainingLog,
     file_digest,
     load_file,
     load_last,
     read_state,
     save_atomic,
     save_last,
-    write_csv,
 )
 from models.degradations import degrade_patch, usm_sharpen
 from models.discriminator import UNetDiscriminatorSN
 from models.distributed import (
     Interrupt,
+    StepDraws,
     any_rank,
     clean_exit,
+    dead_worker_named,
     finish,
     gather,
     init_distributed,
@@ -65,10 +65,17 @@ from models.iqa import load_iqa, min_side
 from models.losses import LossWatch, VGG19Loss, gan_loss_d, gan_loss_g, laplacian_loss
 from models.rrdb import RRDBNet
 from models.samplers import SAMPLERS, choose_argmax, sampling_weights
-from models.scores import cache_stem, score_images
+from models.scores import (
+    MeanOfMetrics,
+    cache_stem,
+    mean_standardised,
+    scale_of,
+    score_images,
+)
 from models.swinir import SwinIR
 
 LOSSES = ("l_pix", "l_percep", "l_adv", "l_d", "l_iqa")
+CALIBRATION_DRAWS = 128  # whose ground truths bring several metrics (--iqa a b) to one scale
 
 # PAPER: Sec. 5, 8.2 (HGGT's settings). The `_tiny` nets are the demo's: minutes on a CPU.
 PRESETS = {
@@ -125,36 +132,6 @@ def ema_update(net_ema: nn.Module, net: nn.Module, decay: float) -> None:
 # ------------------------------------------------------------------------- boilerplate
 
 
-class StepDraws:
-    """Batch sampler: the draw numbers of one rank for the steps first..last (1-based)."""
-
-    def __init__(self, first: int, last: int, batch_size: int, rank: int, world: int):
-        self.first, self.last, self.batch_size = first, last, batch_size
-        self.share, self.rank = batch_size // world, rank
-
-    def __len__(self) -> int:
-        return max(0, self.last - self.first + 1)
-
-    def __iter__(self):
-        return map(self.of_step, range(self.first, self.last + 1))
-
-    def of_step(self, step: int) -> range:
-        start = (step - 1) * self.batch_size + self.rank * self.share
-        return range(start, start + self.share)
-
-
-@contextlib.contextmanager
-def dead_worker_named():
-    """OSError, one line, where a data worker was killed: torch raises at any point of the loop."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise OSError("a data worker was killed, most likely for lack of memory; run the same "
-                      "command again, with fewer --num-workers") from error
-
-
 def load_checked(args: argparse.Namespace) -> nn.Module:
     """The network in --init, which must be of the kind and size of --net."""
     state, net = read_state(args.init), PRESETS[args.net]["build"]()
@@ -180,6 +157,30 @@ def load_discriminator(net_d: nn.Module, path: str) -> None:
         raise ValueError(f"{path}: holds no discriminator of this size for --init-d") from error
 
 
+def load_quality(args: argparse.Namespace, side: int, differentiable: bool = False) -> nn.Module:
+    """--iqa for images of that smaller side: one NR-IQA, or several as one, not yet calibrated."""
+    for name in args.iqa:
+        if side < min_side(name):
+            raise ValueError(f"--iqa {name}: needs images of {min_side(name)} px, these are {side}")
+    metrics = main_first(lambda: [load_iqa(name, args.device, differentiable=differentiable)
+                                  for name in args.iqa])  # rank 0 may download their weights
+    return metrics[0] if len(metrics) == 1 else MeanOfMetrics(metrics)
+
+
+@torch.no_grad()
+def calibrate(args: argparse.Namespace, draws: Draws, metrics: MeanOfMetrics) -> Tensor:
+    """Scale of several metrics, (2, M): their scores of all ground truths of the first draws."""
+    scores = []
+    for draw in range(CALIBRATION_DRAWS):
+        patches = torch.from_numpy(draws[draw]["gts"]).to(args.device).float() / 255
+        scores.append(metrics.each(patches).cpu().numpy())
+    scale = scale_of(np.concatenate(scores), args.iqa)
+    for name, mean, deviation in zip(args.iqa, *scale, strict=True):
+        print(f"--iqa {name}: {mean:.4g} ± {deviation:.4g} over the patches of "
+              f"{CALIBRATION_DRAWS} draws")
+    return torch.tensor(scale, dtype=torch.float32)
+
+
 def image_quality(args: argparse.Namespace, sets: MultiGT, iqa: nn.Module) -> np.ndarray:
     """Quality of every whole ground truth, (n, K), for sma and smp (paper Sec. 4.2).
 
@@ -189,12 +190,16 @@ def image_quality(args: argparse.Namespace, sets: MultiGT, iqa: nn.Module) -> np
     home = sets.root if os.access(sets.root, os.W_OK) else args.out
     keys = np.array([[os.path.relpath(p, sets.root) for p in row] for row in sets.paths], object)
     images = dict(zip(keys.flat, (p for row in sets.paths for p in row), strict=True))
-    scores = score_images(args.iqa, lambda: iqa, images, Path(home) / ".scores", args.device, 8,
-                          args.rank, args.world, gather)
-    quality = scores.of(keys) if scores else np.full(keys.shape, np.nan)
-    if np.isnan(quality).any():
-        raise ValueError(f"--iqa {args.iqa}: could not score every image of {sets.root}, see above")
-    return quality
+    qualities = []
+    for name, metric in zip(args.iqa, getattr(iqa, "metrics", [iqa]), strict=True):
+        scores = score_images(name, lambda metric=metric: metric, images, Path(home) / ".scores",
+                              args.device, 8, args.rank, args.world, gather)
+        quality = scores.of(keys) if scores else np.full(keys.shape, np.nan)
+        if np.isnan(quality).any():
+            raise ValueError(f"--iqa {name}: could not score every image of {sets.root}, see above")
+        qualities.append(quality)
+    scores = np.stack(qualities, -1)  # (n, K, M)
+    return quality if len(args.iqa) == 1 else mean_standardised(scores, scale_of(scores, args.iqa))
 
 
 def run_settings(args: argparse.Namespace) -> dict:
@@ -206,7 +211,7 @@ def run_settings(args: argparse.Namespace) -> dict:
         if settings[key]:
             settings[key] = f"{Path(settings[key]).name} (sha256 {file_digest(settings[key])})"
     scored = args.sampler in ("sma", "smp", "amo") or args.lambda_q
-    return settings | {"iqa": cache_stem(args.iqa) if scored else None}
+    return settings | {"iqa": "+".join(map(cache_stem, args.iqa)) if scored else None}
 
 
 def data_settings(sets: MultiGT) -> str:
@@ -217,13 +222,11 @@ def data_settings(sets: MultiGT) -> str:
     return f"{len(sets.names)} sets (sha256 {digest.hexdigest()[:12]})"
 
 
-def save_samples(path: Path, lq: Tensor, sr: Tensor, gt: Tensor, count: int = 4) -> None:
-    """One PNG, a row per sample: LQ (nearest x4), SR, the chosen GT."""
+def sample_rows(lq: Tensor, sr: Tensor, gt: Tensor, count: int = 4) -> np.ndarray:
+    """One image, uint8 (H, W, 3), a row per sample: LQ (nearest x4), SR, the chosen GT."""
     big = F.interpolate(lq[:count], size=gt.shape[-2:], mode="nearest")
     rows = torch.cat([big, sr[:count].detach().float().clamp(0, 1), gt[:count]], -1)
-    image = (rows.permute(0, 2, 3, 1).flatten(0, 1) * 255).round().byte().cpu().numpy()
-    path.parent.mkdir(exist_ok=True)
-    Image.fromarray(image).save(path)
+    return (rows.permute(0, 2, 3, 1).flatten(0, 1) * 255).round().byte().cpu().numpy()
 
 
 # ------------------------------------------------------------------------- training
@@ -303,11 +306,8 @@ def fit(args: argparse.Namespace, net_g: nn.Module, reward: nn.Module | None = N
     stage_one = args.lambda_p == 0 and args.lambda_a == 0 and reward is None
     iqa = quality = None
     if args.sampler in ("sma", "smp", "amo"):
-        side = args.patch_size if args.sampler == "amo" else int(sets.sizes.min())
-        if side < min_side(args.iqa):
-            raise ValueError(f"--iqa {args.iqa}: needs images of {min_side(args.iqa)} px, "
-                             f"these are {side}")
-        iqa = main_first(lambda: load_iqa(args.iqa, device))  # rank 0 may download its weights
+        iqa = load_quality(args, args.patch_size if args.sampler == "amo"
+                           else int(sets.sizes.min()))
 
     # Networks, losses, optimisers
     net_g.to(device, memory_format=torch.channels_last).train()  # up to twice as fast, CPU too
@@ -330,7 +330,7 @@ def fit(args: argparse.Namespace, net_g: nn.Module, reward: nn.Module | None = N
     out.mkdir(parents=True, exist_ok=True)
     settings = run_settings(args) | {"data": data_settings(sets)}
     meter = torch.zeros(1 + len(LOSSES) + shape[1], dtype=torch.float64, device=device)
-    done, log, state = 0, [], load_last(out, settings)
+    done, state = 0, load_last(out, settings)
     if state:
         net_g.load_state_dict(state["params"])
         net_ema.load_state_dict(state["params_ema"])
@@ -345,23 +345,26 @@ def fit(args: argparse.Namespace, net_g: nn.Module, reward: nn.Module | None = N
     if rank == 0:
         if done:
             print(f"resuming {out} at step {done}")
-            lines = (out / "log.csv").read_text().splitlines() if (out / "log.csv").exists() else []
-            log = [row for row in csv.reader(lines[1:]) if len(row) == len(header)
-                   and int(row[0]) <= done and int(row[0]) % args.log_every == 0]
-        write_csv(out / "log.csv", header, log)  # drops rows after the checkpoint
+        log = TrainingLog(out, header, done, args.log_every)
 
     # The samples: which set, patch, flip, degradation and GT is a function of (seed, draw)
     if args.sampler in ("sma", "smp"):
         quality = image_quality(args, sets, iqa)
     weights = sampling_weights(args.sampler, sets.labels, quality, args.tau, shape)
-    draws = Draws(
-        sets, weights, args.patch_size, args.seed,
-        functools.partial(degrade_patch, setting=preset["degradation"]),
+    make_draws = functools.partial(
+        Draws, sets, patch_size=args.patch_size, seed=args.seed,
+        degrade=functools.partial(degrade_patch, setting=preset["degradation"]),
         # Real-ESRNet trains on USM-sharpened GT; stage two does not (HGGT).
         prepare=usm_sharpen if stage_one and preset["degradation"] == "two_round" else None,
         cache=args.cache and main_first(lambda: PixelCache(args.cache, sets.root, sets.paths,
                                                            sets.sizes, read_rgb)),
     )
+    draws, scale = make_draws(weights), state and state.get("iqa_scale")
+    scored = [m for m in (args.sampler == "amo" and iqa, reward) if isinstance(m, MeanOfMetrics)]
+    if scored and scale is None:
+        scale = gather(calibrate(args, make_draws(None), scored[0]) if rank == 0 else None)[0]
+    for metric in scored:
+        metric.scale = scale.to(device)
 
     # Wrapped networks for the gradient steps, the bare ones for everything else. The buffers
     # (masks, spectral norm's vectors) evolve identically on every rank and need no broadcast.
@@ -408,11 +411,10 @@ def fit(args: argparse.Namespace, net_g: nn.Module, reward: nn.Module | None = N
             if step % args.log_every == 0:  # else a longer run goes on with this row's interval
                 meter.zero_()
             if rank == 0:
-                with open(out / "log.csv", "a", encoding="utf-8") as file:
-                    file.write(f"{step},{lr:g},{','.join(f'{m:.6g}' for m in mean)}\n")
+                log.row(step, lr, mean)
                 bar.set_postfix({k: f"{m:.3g}" for k, m in zip(LOSSES, mean, strict=False) if m})
         if rank == 0 and args.sample_every and step % args.sample_every == 0:
-            save_samples(out / "samples" / f"{step:06d}.png", lq, sr, gt)
+            log.images(step, sample_rows(lq, sr, gt))
 
         # Save: now and then, at the end, and when a signal asks to stop; never what is not finite
         save = step % args.save_every == 0 or step == args.steps
@@ -440,7 +442,7 @@ def fit(args: argparse.Namespace, net_g: nn.Module, reward: nn.Module | None = N
                         "net_d": net_d.state_dict() if net_d is not None else None,
                         "optim_g": optim_g.state_dict(),
                         "optim_d": optim_d.state_dict() if optim_d is not None else None,
-                        "step": step, "meter": saved, "settings": settings,
+                        "step": step, "meter": saved, "settings": settings, "iqa_scale": scale,
                     },
                 )
         if stop and step < args.steps:
@@ -517,8 +519,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--init", help="weights to start from (params_ema, params or bare state dict)")
     add("--init-d", help="discriminator to start from (a last.pt or a public net_d file)")
     add("--out", help="run folder (default: runs/<net>-<sampler>)")
-    add("--iqa", default="musiq", metavar="NAME[@FILE]",
-        help="NR-IQA of sma, smp, amo and of the reward: pyiqa name or module:function")
+    add("--iqa", nargs="+", default=["musiq"], metavar="NAME[@FILE]",
+        help="NR-IQA of sma, smp, amo and of the reward: pyiqa name or module:function; of several "
+        "the mean of their standardised scores, on the scale of the first")
     add("--tau", type=float, default=10.0, help="softmax temperature, in units of --iqa's score")
     add("--lambda-l1", type=float, default=1.0, help="weight of the L1 loss")
     add("--lambda-p", type=float, default=1.0, help="weight of the perceptual loss")

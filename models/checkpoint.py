@@ -1,4 +1,4 @@
-"""Files: weights in any public wrapping, and atomic writes of weights and tables.
+"""Files: weights in any public wrapping, atomic writes of weights and tables, a run's log.
 
 Public super-resolution files hold `{"params_ema": state}`, `{"params": state}` or the bare state
 dict (BasicSR, official SwinIR, ESRGAN); all three are read. Nothing is ever unpickled beyond
@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # imported where it is needed: whoever reads tables alone saves the seconds
+    import numpy as np
     import torch
+    from torch.utils.tensorboard import SummaryWriter
 
 
 def load_file(path: str | Path) -> dict:
@@ -161,3 +163,52 @@ def read_csv(
             raise ValueError(f"{path}: row {next(iter(row.values()))!r} has too few or too many "
                              "cells; make it again")
     return rows, [line.removeprefix("#").strip() for line in lines if line.startswith("#")]
+
+
+class TrainingLog:
+    """log.csv and samples/*.png of a run, and the same for TensorBoard where that is installed.
+
+    out:    the run folder; TensorBoard's files go to out/tensorboard
+    header: of log.csv; the first two columns are step and lr
+    done:   the step that the run goes on from: later rows are dropped, and those that do not stand
+            at a multiple of `every`
+    """
+
+    def __init__(self, out: Path, header: Sequence[str], done: int, every: int):
+        self.out, self.header, self.done = out, header, done
+        self.path, self.board, rows = out / "log.csv", None, []
+        if done and self.path.is_file():
+            lines = csv.reader(self.path.read_text(encoding="utf-8").splitlines()[1:])
+            rows = [row for row in lines if len(row) == len(header) and int(row[0]) <= done
+                    and int(row[0]) % every == 0]
+        write_csv(self.path, header, rows)
+
+    def _writer(self) -> "SummaryWriter | None":
+        """Begun at the first row, after the data workers were forked: it starts a thread."""
+        if self.board is None:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                self.board = False
+            else:
+                self.board = SummaryWriter(self.out / "tensorboard", purge_step=self.done + 1)
+        return self.board or None
+
+    def row(self, step: int, lr: float, values: Sequence[float]) -> None:
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(f"{step},{lr:g},{','.join(f'{v:.6g}' for v in values)}\n")
+        if board := self._writer():
+            for name, value in zip(self.header[1:], (lr, *values), strict=True):
+                board.add_scalar(name, value, step)
+            board.flush()
+
+    def images(self, step: int, image: "np.ndarray") -> None:
+        """image: uint8 (H, W, 3)"""
+        from PIL import Image
+
+        path = self.out / "samples" / f"{step:06d}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(image).save(path)
+        if board := self._writer():
+            board.add_image("samples", image, step, dataformats="HWC")
+            board.flush()

@@ -102,6 +102,36 @@ def _count(event: str, more: int = 1) -> int:
         return more
 
 
+class StepDraws:
+    """Batch sampler: the draw numbers of one rank for the steps first..last (1-based)."""
+
+    def __init__(self, first: int, last: int, batch_size: int, rank: int, world: int):
+        self.first, self.last, self.batch_size = first, last, batch_size
+        self.share, self.rank = batch_size // world, rank
+
+    def __len__(self) -> int:
+        return max(0, self.last - self.first + 1)
+
+    def __iter__(self):
+        return map(self.of_step, range(self.first, self.last + 1))
+
+    def of_step(self, step: int) -> range:
+        start = (step - 1) * self.batch_size + self.rank * self.share
+        return range(start, start + self.share)
+
+
+@contextlib.contextmanager
+def dead_worker_named():
+    """OSError, one line, where a data worker was killed: torch raises at any point of the loop."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise OSError("a data worker was killed, most likely for lack of memory; run the same "
+                      "command again, with fewer --num-workers") from error
+
+
 class Interrupt:
     """SIGTERM and SIGINT as a flag, so that a loop can end between two steps; a second one kills.
 

@@ -1,7 +1,8 @@
 """Quality of many images, each scored once: batched by size, cached, shared among processes.
 
 A score is written to a CSV as soon as it is known, so that an interrupted run goes on where it was,
-and the samplers and the analysis never score an image twice.
+and the samplers and the analysis never score an image twice. Several metrics may count as one, by
+the mean of their standardised scores.
 """
 
 import contextlib
@@ -10,16 +11,18 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
+
+Array = TypeVar("Array", np.ndarray, Tensor)
 
 
 class Scores(NamedTuple):
@@ -29,6 +32,41 @@ class Scores(NamedTuple):
     def of(self, keys: np.ndarray) -> np.ndarray:
         """Qualities in the shape of the keys, NaN for an image that failed."""
         return np.array([self.quality.get(k, np.nan) for k in keys.flat]).reshape(keys.shape)
+
+
+def scale_of(scores: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """Mean and standard deviation, (2, M), of (..., M) scores of the M metrics named."""
+    scores = scores.reshape(-1, len(names)).astype(np.float64)
+    scale = np.stack([scores.mean(0), scores.std(0)])
+    for name, deviation in zip(names, scale[1], strict=True):
+        if not deviation > 0:  # so written, NaN fails too
+            raise ValueError(f"--iqa {name}: gives all ground truths the same score; leave it out")
+    return scale
+
+
+def mean_standardised(scores: Array, scale: Array) -> Array:
+    """(..., M) scores, up = better, and their (2, M) scale -> (...), on the first metric's scale.
+
+    So a temperature or a weight that was meant for the first metric alone keeps its meaning.
+    """
+    mean, deviation = scale
+    return ((scores - mean) / deviation).mean(-1) * deviation[0] + mean[0]
+
+
+class MeanOfMetrics(nn.Module):
+    """Several NR-IQA as one: (N, 3, H, W) -> (N,), `mean_standardised` by `scale`, to be set."""
+
+    def __init__(self, metrics: Sequence[nn.Module]):
+        super().__init__()
+        self.metrics = nn.ModuleList(metrics)
+        self.scale: Tensor | None = None  # (2, M)
+
+    def each(self, images: Tensor) -> Tensor:
+        """(N, M)"""
+        return torch.stack([metric(images) for metric in self.metrics], -1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return mean_standardised(self.each(images), self.scale)
 
 
 def cache_stem(name: str) -> str:

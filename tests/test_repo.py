@@ -241,7 +241,7 @@ def test_paper_plan_holds_every_row_with_the_papers_settings():
         if "+FT" in row["model"]:  # NNR: no reward; else its metric and lambda_A stand in Table 7
             args = rows[row["model"]]
             assert args.lambda_a == float(row["lambda_a"])
-            assert (args.iqa if args.lambda_q else "-") == row["nr_metric"]
+            assert (args.iqa if args.lambda_q else ["-"]) == [row["nr_metric"]]
             assert bool(args.init_d) == (args.lambda_a > 0) and args.steps == 20_000
     assert rows["SwinIR-AMO+FT"].lambda_q == 0.05 and rows["RealESRGAN-UPos+FT_HP"].lambda_p > 1
     assert [s for s, a in rows.items() if getattr(a, "full", False)] == [

@@ -15,6 +15,7 @@ from torch import nn
 import train_sr
 from models.checkpoint import load_file, read_state
 from models.samplers import choose_argmax, sampling_weights
+from models.scores import MeanOfMetrics, mean_standardised, scale_of
 from models.swinir import SwinIR
 from train_sr import ema_update, lr_at
 
@@ -31,6 +32,24 @@ def sharpness():
             return 100 * (x[..., 1:] - x[..., :-1]).abs().mean((1, 2, 3))
 
     return Sharpness()
+
+
+def darkness():
+    """A second one, on another scale; the less contrast, the better."""
+
+    class Darkness(nn.Module):
+        def forward(self, x):
+            return -(x - 0.5).square().mean((1, 2, 3))
+
+    return Darkness()
+
+
+def constant():
+    class Constant(nn.Module):
+        def forward(self, x):
+            return x.mean((1, 2, 3)) * 0 + 3
+
+    return Constant()
 
 
 def weights(sampler, tau=10.0):
@@ -62,6 +81,27 @@ def test_amo_takes_the_best_patch():
     gts[1, 4] += 0.5 * torch.rand(3, 8, 8)
     gts[2, 0] += 0.5 * torch.rand(3, 8, 8)
     assert choose_argmax(gts, sharpness()).tolist() == [2, 4, 0]
+
+
+def test_several_metrics_are_the_mean_of_standardised_scores_on_the_scale_of_the_first():
+    scores = np.array([[10.0, 0.1], [20.0, 0.4], [30.0, 0.1], [40.0, 0.2]])
+    scale = scale_of(scores, ["a", "b"])
+    assert np.allclose(scale, [[25, 0.2], [125**0.5, 0.015**0.5]])
+    standardised = (scores - [25, 0.2]) / [125**0.5, 0.015**0.5]
+    expected = standardised.mean(1) * 125**0.5 + 25
+    assert np.allclose(mean_standardised(scores, scale), expected)
+    assert np.isclose(expected.mean(), 25)
+    # tensors alike, and with gradients; twice the same metric is that metric
+    x = torch.rand(4, 3, 8, 8, requires_grad=True)
+    both = MeanOfMetrics([sharpness(), sharpness()])
+    both.scale = torch.tensor([[30.0, 30.0], [7.0, 7.0]])
+    assert torch.allclose(both(x), sharpness()(x))
+    both(x).sum().backward()
+    assert x.grad.abs().sum() > 0
+    tensors = mean_standardised(torch.tensor(scores), torch.tensor(scale))
+    assert np.allclose(tensors.numpy(), expected)
+    with pytest.raises(ValueError, match="--iqa b: gives all ground truths the same score"):
+        scale_of(scores * [1, 0], ["a", "b"])
 
 
 def test_schedule_and_ema():
@@ -185,6 +225,91 @@ def test_two_processes_agree_with_one(base):
         assert all(abs(float(a[k]) - float(b[k])) < 1e-4 for k in a)
 
 
+def test_training_and_fine_tuning_by_several_metrics(base):
+    """Sharpness picks the last member; with darkness weighing as much, it is no longer alone."""
+    two = ("--sampler", "amo", "--init", "stage1/net_g_ema.pt", "--iqa", "test_train:sharpness",
+           "test_train:darkness")
+    done = run("train_sr.py", *TINY, *two, "--steps", 4, "--out", "both", cwd=base)
+    said = [line for line in done.stdout.splitlines() if line.startswith("--iqa")]
+    scale = load_file(base / "both/last.pt")["iqa_scale"]
+    assert scale.shape == (2, 2) and len(said) == 2
+    assert said[1].startswith(f"--iqa test_train:darkness: {scale[0, 1]:.4g} ± {scale[1, 1]:.4g}")
+    assert float(read_log(base / "both/log.csv")[-1]["share_4"]) < 1
+    assert "test_train_sharpness+test_train_darkness" in str(
+        load_file(base / "both/last.pt")["settings"])
+    # Stopped, and resumed by two processes: the scale is that of last.pt, not computed anew
+    run("train_sr.py", *TINY, *two, "--steps", 2, "--out", "both2", cwd=base)
+    done = run("train_sr.py", *TINY, *two, "--steps", 4, "--out", "both2", cwd=base, processes=2)
+    assert "±" not in done.stdout
+    same_weights(base / "both/last.pt", base / "both2/last.pt", tolerance=1e-5)
+    assert torch.equal(load_file(base / "both2/last.pt")["iqa_scale"], scale)
+    # Fine-tuning: two processes take the scale from the first; the folder is named by both
+    run("finetune_lora.py", *TINY, "--sampler", "upos", "--init", "both/net_g_ema.pt", *two[4:],
+        "--steps", 2, "--lora-rank", 2, cwd=base, processes=2)
+    folder = base / "runs/swinir_tiny-upos+FT_test_train.sharpness+test_train.darkness"
+    reward = [float(row["l_iqa"]) for row in read_log(folder / "log.csv")]
+    assert np.isfinite(reward).all() and reward[0] != 0 and (folder / "lora.pt").is_file()
+
+
+def test_image_level_quality_of_several_metrics(tmp_path):
+    make_hggt(tmp_path / "HGGT", n=3, size=64)
+    args = train_sr.parse_args(["--iqa", "test_train:sharpness", "test_train:darkness",
+                                "--out", str(tmp_path / "q"), "--sampler", "sma"])
+    args.rank, args.world, args.device = 0, 1, torch.device("cpu")
+    sets = train_sr.load_sets(tmp_path / "HGGT")
+    found = train_sr.image_quality(args, sets, train_sr.load_quality(args, 64))
+    single = []
+    for args.iqa in (["test_train:sharpness"], ["test_train:darkness"]):
+        single.append(train_sr.image_quality(args, sets, None))  # from the cache
+    scores = np.stack(single, -1)
+    assert np.allclose(found, mean_standardised(scores, scale_of(scores, "ab"))) and found.std() > 0
+
+
+def board(folder):
+    """{tag: {step: value}} of TensorBoard's files, and the steps of the images."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    scalars = {tag: {e.step: e.value for e in events.Scalars(tag)}
+               for tag in events.Tags()["scalars"]}
+    return scalars, [e.step for e in events.Images("samples")]
+
+
+def test_tensorboard_shows_what_log_csv_holds(base):
+    scalars, images = board(base / "amo")
+    log = read_log(base / "amo/log.csv")
+    assert set(scalars) == set(log[0]) - {"step"} and images == [3, 6]
+    for tag, values in scalars.items():
+        assert list(values) == [2, 4, 6]
+        assert np.allclose(list(values.values()), [float(row[tag]) for row in log], rtol=1e-5)
+
+
+def test_tensorboard_forgets_what_a_resume_takes_back(base):
+    flags = (*TINY, "--sampler", "amo", "--init", "stage1/net_g_ema.pt", "--sample-every", 2,
+             "--out", "board", "--log-every", 1)
+    run("train_sr.py", *flags, "--steps", 2, cwd=base)
+    before = load_file(base / "board/last.pt")
+    run("train_sr.py", *flags, "--steps", 4, cwd=base)
+    torch.save(before, base / "board/last.pt")  # as if the second run had been killed
+    run("train_sr.py", *flags, "--steps", 6, cwd=base)
+    scalars, images = board(base / "board")
+    assert list(scalars["l_pix"]) == [1, 2, 3, 4, 5, 6] and images == [2, 4, 6]
+
+
+def test_training_without_tensorboard(base, tmp_path):
+    (tmp_path / "tensorboard.py").write_text("raise ImportError('not installed')")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import runpy; " \
+           f"sys.argv = ['train_sr.py', *sys.argv[1:]]; " \
+           f"runpy.run_path({str(ROOT / 'train_sr.py')!r}, run_name='__main__')"
+    flags = (*TINY, "--sampler", "rand", "--init", "stage1/net_g_ema.pt", "--steps", 2,
+             "--sample-every", 2, "--out", "plain")
+    done = subprocess.run([sys.executable, "-c", code, *map(str, flags)], cwd=base, text=True,
+                          env=environment(), capture_output=True, timeout=100)
+    assert done.returncode == 0, done.stderr[-800:]
+    assert sorted(p.name for p in (base / "plain").iterdir()) == [
+        "last.pt", "log.csv", "net_g_ema.pt", "samples"]
+
+
 @pytest.mark.parametrize("sampler", ["origs_only", "rand", "upos", "sma", "smp"])
 def test_every_sampler_trains(base, sampler):
     args = train_sr.parse_args([*map(str, TINY), "--sampler", sampler, "--steps", "2", "--data",
@@ -298,6 +423,9 @@ STAGE2 = ("--sampler", "amo", "--init", "stage1/net_g_ema.pt", "--out", "bad")
         ("--patch-size 36: must be a multiple of 8", ("--patch-size", 36)),
         ("64x64 is smaller than --patch-size 128", ("--patch-size", 128)),
         ("no_such_metric", ("--iqa", "no_such_metric")),
+        ("--iqa test_train:constant: gives all ground truths the same score",
+         ("--iqa", "test_train:sharpness", "test_train:constant")),
+        ("--iqa liqe: needs images of 224 px, these are 32", ("--iqa", "piqe", "liqe")),
         ("absent.pt: no such file", ("--init", "absent.pt")),
         ("HGGT/Train/labels/0-4/A/img00.json: not a readable weight file",
          ("--init", "HGGT/Train/labels/0-4/A/img00.json")),
