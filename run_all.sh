@@ -196,6 +196,8 @@ demo() { # [--all-rows]
   side_by_side demo_figures demo_study
   echo "6/6 orderings, and the report: a page of all this"
   "$PYTHON" -m demo.report --results "$results"
+  reference=results/reference/$tag.csv
+  [ ! -f "$reference" ] || "$PYTHON" -m demo.report --logs "$runs" --reference "$reference"
   "$PYTHON" report.py --results "$results" --sr "$runs/sr" --gt "$gt" --lq "$lq"
   echo "done in $((SECONDS - begin)) s; results in $results"
 }

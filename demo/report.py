@@ -1,8 +1,11 @@
-"""Orderings and seed table of the demo, from evaluate.py's per-image CSV; simulated votes.
+"""Orderings and seed table of the demo, from evaluate.py's per-image CSV; its training logs beside
+the reference's; simulated votes.
 
     python -m demo.report --results results/demo
     python -m demo.report --seeds results/demo-swinir-seed{1,2,3,4,5} --out results/demo/seeds.csv
     python -m demo.report --curve results/demo/lora_curve.csv   # scores against --lora-scale
+    python -m demo.report --logs runs/demo/swinir-seed0 --reference results/reference/NAME.csv
+    python -m demo.report --logs runs/demo/swinir-seed0 --out results/reference/NAME.csv
     python -m demo.report --study STUDY --sr SR --pristine DATA/pristine/test --out STUDY/votes
 
 Writes orderings.csv into --results. An ordering that is not held is a warning: a toy experiment has
@@ -12,6 +15,7 @@ that user_study.py analyze has something to read; it says nothing about what peo
 
 import argparse
 import json
+import platform
 import sys
 from pathlib import Path
 
@@ -126,6 +130,49 @@ def curve_figure(table: Path) -> None:
     plt.close(fig)
 
 
+def training_logs(runs: Path) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the log.csv of every run in a folder, the run's name before each row."""
+    header, rows = ["run"], []
+    for path in sorted(runs.glob("*/log.csv")):
+        log = read_csv(path, ("step", "l_pix"))[0]
+        header = max(header, ["run", *log[0]], key=len) if log else header
+        rows += [[path.parent.name, *row.values()] for row in log]
+    if not rows:
+        raise FileNotFoundError(f"{runs}: no */log.csv there (--logs)")
+    return header, [row + [""] * (len(header) - len(row)) for row in rows]
+
+
+def write_logs(runs: Path, out: Path) -> None:
+    import torch
+
+    write_csv(out, *training_logs(runs), [
+        f"the log.csv of every run in {runs}, one thread on a CPU ({platform.machine()}), "
+        f"torch {torch.__version__}, numpy {np.__version__}"])
+
+
+def compare_logs(runs: Path, reference: Path) -> None:
+    """Say how the training logs differ from the reference's; same numbers need not be expected of
+    another CPU or another version of torch, similar ones need."""
+    logs: list[dict[str, list[dict[str, str]]]] = [{}, {}]
+    header, rows = training_logs(runs)
+    ours = [dict(zip(header, row, strict=True)) for row in rows]
+    for log, table in zip(logs, (ours, read_csv(reference, header)[0]), strict=True):
+        for row in table:
+            log.setdefault(row["run"], []).append(row)
+    equal = 0
+    for name, expected in logs[1].items():
+        found = logs[0].get(name, [])
+        if found == expected:
+            equal += 1
+        elif not found:
+            print(f"  {name}: no log")
+        else:
+            steps = [b["step"] for a, b in zip(found, expected, strict=False) if a != b]
+            print(f"  {name}: {f'differs from step {steps[0]} on' if steps else 'other length'}; "
+                  f"last l_pix {found[-1]['l_pix']}, reference {expected[-1]['l_pix']}")
+    print(f"  training logs: {equal} of {len(logs[1])} equal to {reference}")
+
+
 def simulate_votes(study: Path, sr: Path, pristine: Path, out: Path) -> None:
     """A votes file per rater of user_study.py, by a noisy comparison with the pristine images."""
     key = read_key(study / "key.json")
@@ -151,20 +198,28 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--results", type=Path, help="folder of table5_per_image.csv")
     parser.add_argument("--seeds", type=Path, nargs="+", help="result folders of several seeds")
     parser.add_argument("--curve", type=Path, help="table of evaluate.py, its rows named by scales")
+    parser.add_argument("--logs", type=Path, help="folder of run folders with log.csv")
+    parser.add_argument("--reference", type=Path, help="table of logs to compare --logs with")
     parser.add_argument("--study", type=Path, help="folder that user_study.py make wrote")
     parser.add_argument("--sr", type=Path, help="folder of SR images, one subfolder per model")
     parser.add_argument("--pristine", type=Path, help="folder of the demo's pristine images")
-    parser.add_argument("--out", type=Path, help="table over the seeds, a CSV; folder of votes")
+    parser.add_argument("--out", type=Path, help="table of seeds or of logs; folder of votes")
     args = parser.parse_args(argv)
     votes = args.study and args.sr and args.pristine
-    if not args.results and not args.curve and not (args.out and (args.seeds or votes)):
-        parser.error("give --results; --seeds and --out; or --study, --sr, --pristine and --out")
+    logs = args.logs and (args.reference or args.out)
+    if not (args.results or args.curve or logs or args.out and (args.seeds or votes)):
+        parser.error("give --results; --curve; --logs and --reference or --out; --seeds and --out; "
+                     "or --study, --sr, --pristine and --out")
     return args
 
 
 def main(args: argparse.Namespace) -> None:
     if args.curve:
         curve_figure(args.curve)
+    elif args.logs and args.reference:
+        compare_logs(args.logs, args.reference)
+    elif args.logs:
+        write_logs(args.logs, args.out)
     elif args.seeds:
         seeds_table(args.seeds, args.out)
     elif args.study:

@@ -117,6 +117,32 @@ def test_simulated_votes_prefer_the_pristine_and_are_accepted(demo, tmp_path):
     assert len(list(votes.iterdir())) == 3
 
 
+def test_training_logs_are_compared_with_the_reference(tmp_path, capsys):
+    for run, header, rows in (("AMO", "step,l_pix,share_0,share_1", ["10,0.5,1,0", "20,0.4,1,0"]),
+                              ("stage1", "step,l_pix,share_0", ["10,0.9,1"])):
+        (tmp_path / "a" / run).mkdir(parents=True)
+        (tmp_path / "a" / run / "log.csv").write_text("\n".join([header, *rows]) + "\n")
+    reference = str(tmp_path / "reference.csv")
+    report.main(report.parse_args(["--logs", str(tmp_path / "a"), "--out", reference]))
+    lines = Path(reference).read_text().splitlines()
+    assert lines[0].startswith("# ") and "torch" in lines[0]
+    assert lines[1:] == ["run,step,l_pix,share_0,share_1", "AMO,10,0.5,1,0", "AMO,20,0.4,1,0",
+                         "stage1,10,0.9,1,"]
+    compare = report.parse_args(["--logs", str(tmp_path / "a"), "--reference", reference])
+    report.main(compare)
+    assert capsys.readouterr().out == f"  training logs: 2 of 2 equal to {reference}\n"
+    log = tmp_path / "a/AMO/log.csv"
+    log.write_text(log.read_text().replace("20,0.4", "20,0.41"))
+    (tmp_path / "a/stage1/log.csv").unlink()
+    report.main(compare)
+    assert capsys.readouterr().out.splitlines() == [
+        "  AMO: differs from step 20 on; last l_pix 0.41, reference 0.4", "  stage1: no log",
+        f"  training logs: 0 of 2 equal to {reference}"]
+    log.write_text(log.read_text().rsplit("20,", 1)[0])
+    report.main(compare)
+    assert "AMO: other length; last l_pix 0.5, reference 0.4" in capsys.readouterr().out
+
+
 def test_splits_share_no_image(demo):
     splits = ("train", "val", "test")
     names = {s: {p.stem for p in (demo / "pristine" / s).iterdir()} for s in splits}
