@@ -7,7 +7,7 @@
     python evaluate.py --models SwinIR-AMO=... --realsr "datasets/RealSR(V3)" --out results/t8.csv
     torchrun --nproc_per_node=4 evaluate.py ...                        # images shared among four
     ... --metrics psnr ssim --extra q=demo.quality:q@runs/q.pt         # needs no download
-    python evaluate.py --ckpt net_g_ema.pt --lq photos/ --out sr/      # or torchrun, as above
+    python evaluate.py --ckpt net_g_ema.pt --lq photos/ --out sr/      # sr/NAME, sr/scores.csv
     python evaluate.py --ckpt net_g_ema.pt --export net.safetensors    # or .pth, .onnx
     ... --ckpt INIT --lora lora.pt --lora-scale 0.5                    # half of a fine-tuning
 

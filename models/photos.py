@@ -12,8 +12,8 @@ shares a table with the pixel layout). JPEG and WebP are written with quality 95
 chroma subsampling.
 
 Pillow decodes every file and so finds broken ones, but it has 8 bits for colour; pixels of 16 bits
-come from OpenCV. Refused: CMYK, Lab and float images, bits between 8 and 16, and 16-bit TIFFs of
-grey with alpha or with a plane per channel, which OpenCV mixes up.
+come from OpenCV. Refused: CMYK, Lab and float images, 9 to 15 bits; with 16 bits more than 2^30
+pixels, and TIFFs of grey with alpha or with a plane per channel, which OpenCV mixes up.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
-MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "YCbCr", "I;16", "I;16B")  # Pillow's
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBX", "RGBA", "YCbCr", "I;16", "I;16B")  # Pillow's
 SAVE = {  # options of Pillow, for 8 bits
     "PNG": {}, "TIFF": {"compression": "tiff_lzw"}, "WEBP": {"quality": 95},
     "JPEG": {"quality": 95, "subsampling": 0},
@@ -141,7 +141,7 @@ def _pixels_of_16_bits(image: Image.Image, path: Path, channels: int) -> np.ndar
         x = np.dstack([x, np.where(x == image.info["transparency"], 0, 65535).astype(np.uint16)])
     height, width, stored = x.shape
     if x.dtype != np.uint16 or (width, height) != image.size or stored < channels:  # or None
-        raise ValueError("OpenCV cannot read its 16 bits; convert it to 8, or to PNG")
+        raise ValueError("OpenCV does not read its 16 bits; convert it to 8")
     return x[..., {1: [0], 2: [0, -1], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[channels]]  # from BGR(A)
 
 
@@ -183,10 +183,12 @@ def write_photo(photo: Photo, sr: Tensor, path: str | Path) -> None:
         else:
             import tifffile
 
+            icc = photo.icc_profile
             tifffile.imwrite(
                 temporary, x, photometric="minisblack" if photo.is_grey else "rgb",
                 extrasamples=None if photo.alpha is None else ("unassalpha",), compression="zlib",
-                predictor=True, iccprofile=photo.icc_profile, metadata=None, software=False,
+                predictor=True, extratags=[(34675, 7, len(icc), icc, True)] if icc else [],
+                metadata=None, software=False,
             )
         os.replace(temporary, path)
     except (OSError, ValueError, RuntimeError) as error:  # Pillow's do not name the file
@@ -212,7 +214,7 @@ def _png_of_16_bits(x: np.ndarray, profile: bytes | None, exif: bytes | None) ->
     if exif:
         yield chunk(b"eXIf", exif.removeprefix(b"Exif\0\0"))
     rows = x.astype(">u2").view(np.uint8).reshape(height, -1)
-    rows[1:] -= rows[:-1].copy()  # filter 2: differences from the row above, modulo 256
+    rows[1:] -= rows[:-1]  # filter 2: differences from the row above, modulo 256
     data = zlib.compress(np.pad(rows, ((0, 0), (1, 0)), constant_values=2), 1)  # 6: 1 % smaller
     for start in range(0, len(data), 2**24):
         yield chunk(b"IDAT", data[start : start + 2**24])

@@ -120,9 +120,10 @@ def write_16(path, x, profile=None, **options):
     if path.suffix == ".png":
         icc = chunk(b"iCCP", b"x\0\0" + zlib.compress(profile)) if profile else b""
         return path.write_bytes(png_of(x, icc, **options))
-    options = {"extrasamples": ["unassalpha"] * (x.shape[2] == 4),
+    icc = [(34675, 7, len(profile), profile, True)] if profile else []
+    options = {"extrasamples": ["unassalpha"] * (x.shape[2] == 4), "extratags": icc,
                "photometric": "rgb" if x.shape[2] > 1 else "minisblack"} | options
-    tifffile.imwrite(path, x[..., 0] if x.shape[2] == 1 else x, iccprofile=profile, **options)
+    tifffile.imwrite(path, x[..., 0] if x.shape[2] == 1 else x, **options)
 
 
 def stored_16(path):
