@@ -244,6 +244,27 @@ def load_metric(spec: str, device: torch.device) -> tuple[str, Callable]:
     return "nr", load_iqa(NO_REFERENCE.get(name, name) + at + file, device)
 
 
+def load_metrics(
+    specs: dict[str, str], device: torch.device
+) -> tuple[dict[str, tuple[str, Callable]], dict[str, str], list[str]]:
+    """The columns' metrics, why a column has none on some rank, and what is wrong with others."""
+    metrics, unavailable, problems = {}, {}, []
+
+    def load() -> None:
+        for column, spec in specs.items():
+            try:
+                metrics[column] = load_metric(spec, device)
+            except MetricUnavailable as error:
+                unavailable[column] = str(error)
+            except (ValueError, OSError) as error:
+                problems.append(str(error))
+
+    main_first(load)  # rank 0 may download their weights
+    for absent in gather(dict(unavailable)):
+        unavailable |= absent
+    return {c: m for c, m in metrics.items() if c not in unavailable}, unavailable, problems
+
+
 def smallest_side(spec: str) -> int:
     """Smallest GT side in pixels that a metric can score, its cropped border included."""
     name = spec.partition("@")[0]
@@ -289,30 +310,47 @@ def refuse(problems: list[str], shown: int = 20) -> None:
 
 def use_checkpoint(args: argparse.Namespace) -> int:
     """Enlarge and score the photos of --lq, or write --export. Returns the number of failures."""
+    rank, world, device = init_distributed()
     net = load_net(args.ckpt)
     if args.lora:
         apply_lora(net, args.lora, args.ckpt, args.lora_scale)
     if args.export:
-        print(export(net, args.export, args.onnx_size))
+        if rank == 0:
+            print(export(net, args.export, args.onnx_size))
+        finish()
         return 0
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    files, tile, metrics = find_photos(args.lq, args.out), tile_size(args.tile), {}
+    files, tile = find_photos(args.lq, args.out), tile_size(args.tile)
     chosen = PHOTO_METRICS if args.metrics is METRICS else args.metrics
     specs = {s.partition("@")[0]: s for s in chosen} | split_pairs(args.extra, "--extra")
-    for column, spec in specs.items():
-        try:
-            kind, metric = load_metric(spec, device)
-        except MetricUnavailable as error:
-            print(f"evaluate.py: column {column} is left out: {error}", file=sys.stderr)
-            continue
-        if kind == "fr":
-            raise ValueError(f"--metrics {column}: needs a ground truth, which photos have not")
-        metrics[column] = lambda x, metric=metric: metric(x.to(device))
-    comments = [f"{f}: sha256 {file_digest(f)}" for f in (args.ckpt, args.lora) if f]
+    loaded, unavailable, problems = load_metrics(specs, device)
+    problems += [f"--metrics {c}: needs a ground truth, which photos have not"
+                 for c, (kind, _) in loaded.items() if kind == "fr"]
+    refuse(problems)
+    metrics = {c: lambda x, f=f: f(x.to(device)) for c, (_, f) in loaded.items()}
+    if rank == 0:
+        for column, reason in unavailable.items():
+            print(f"evaluate.py: column {column} is left out: {reason}", file=sys.stderr)
+
+    # This process takes every world-th photo of those that rank 0 has found
+    files, out = gather(files)[0], Path(args.out)
     net.to(device)
-    failed, table = upscale_photos(files, Path(args.out), lambda lq: upscale(
-        net, lq.to(device), tile, SCALE), metrics, args.overwrite, SCALE)
-    write_csv(Path(args.out) / "scores.csv", *table, comments)
+    header, rows = upscale_photos(
+        files[rank::world], out, lambda lq: upscale(net, lq.to(device), tile, SCALE, rank > 0),
+        metrics, args.overwrite, SCALE, rank > 0)
+    parts = gather(rows)
+    rows = [parts[i % world][i // world] for i in range(len(files))]
+    failed, kept = ([row[1] for row in rows].count(status) for status in ("failed", "kept"))
+    if rank == 0:
+        comments = [f"{f}: sha256 {file_digest(f)}" for f in (args.ckpt, args.lora) if f]
+        if kept:
+            comments.append("status kept: made earlier, by whichever network; only scored now")
+            print(f"{out}: {kept} existing files kept, whichever network made them (--overwrite "
+                  "makes them anew)", file=sys.stderr)
+        if failed:
+            print(f"{out}: {failed} of {len(files)} photos failed", file=sys.stderr)
+        write_csv(out / "scores.csv", header, rows, comments)
+    gather()  # torchrun stops rank 0 where another ends with 1
+    finish()
     return failed
 
 
@@ -347,21 +385,8 @@ def main(args: argparse.Namespace) -> None:
     refuse(problems)
 
     # Metrics: one whose weights cannot be had leaves its column empty
-    metrics, unavailable = {}, {}
-
-    def load_metrics() -> None:
-        for column, spec in specs.items():
-            try:
-                metrics[column] = load_metric(spec, device)
-            except MetricUnavailable as error:
-                unavailable[column] = str(error)
-            except (ValueError, OSError) as error:
-                problems.append(str(error))
-
-    main_first(load_metrics)  # rank 0 may download their weights
-    for absent in gather(dict(unavailable)):
-        unavailable |= absent
-    metrics = {column: metric for column, metric in metrics.items() if column not in unavailable}
+    metrics, unavailable, wrong = load_metrics(specs, device)
+    problems += wrong
     if args.require_all:
         problems += unavailable.values()
     refuse(problems)

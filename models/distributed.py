@@ -62,6 +62,9 @@ def clean_exit(script: str) -> Iterator[None]:
         except Exception as error:
             _report(script, error)
             raise
+    except SystemExit:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, which has seen another end
+        raise
     except KeyboardInterrupt:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends another
         # Where a rank has failed, it was torchrun that stopped this one

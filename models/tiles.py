@@ -26,7 +26,7 @@ SMALLEST_TILE = 64
 
 @torch.no_grad()
 def upscale(
-    net: nn.Module, lq: Tensor, tile: int | None = None, scale: int = 4
+    net: nn.Module, lq: Tensor, tile: int | None = None, scale: int = 4, quiet: bool = False
 ) -> tuple[Tensor, int | None]:
     """A network's output for one image, and the size of the tiles that it was made in.
 
@@ -34,6 +34,7 @@ def upscale(
     tile: LQ pixels per side; 0: the whole image whatever it takes; None: the whole image, and where
     memory runs out tiles of half the longer side, a quarter and so on. On a Linux CPU the system
     may kill a process instead of refusing it memory: give a number there.
+    quiet: no progress bar over the tiles.
     Returns ((1, 3, scale * H, scale * W) float32, not clamped, on the device if whole and on the
     CPU if tiled; 0 or the tiles' side).
     Raises ValueError for a tile that is no multiple of 8 or smaller than 64, and MemoryError where
@@ -47,7 +48,7 @@ def upscale(
         try:
             if not size or size >= max(h, w):
                 return net(lq).float(), 0
-            return _tiled(net, lq, size, scale), size
+            return _tiled(net, lq, size, scale, quiet), size
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -100,11 +101,11 @@ def ramp(start: int, end: int, side: int, scale: int) -> Tensor:
     return weight
 
 
-def _tiled(net: nn.Module, lq: Tensor, tile: int, scale: int) -> Tensor:
+def _tiled(net: nn.Module, lq: Tensor, tile: int, scale: int, quiet: bool) -> Tensor:
     h, w = lq.shape[2:]
     boxes = [(y, x) for y in spans(h, tile) for x in spans(w, tile)]
     total = torch.zeros(1, lq.shape[1], scale * h, scale * w)
-    progress = tqdm(boxes, desc="tiles", unit="tile", leave=False, disable=None)
+    progress = tqdm(boxes, desc="tiles", unit="tile", leave=False, disable=quiet or None)
     for (top, bottom), (left, right) in progress:
         sr = net(lq[..., top:bottom, left:right]).float().cpu()
         weight = ramp(top, bottom, h, scale)[:, None] * ramp(left, right, w, scale)

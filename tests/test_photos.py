@@ -2,12 +2,16 @@
 
 import csv
 import os
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+import tifffile
 import torch
 import torch.nn.functional as F
 from make_data import smooth_image
@@ -81,36 +85,175 @@ def test_alpha_is_enlarged_bicubically_and_transparent_palettes_become_rgba(tmp_
     assert through(tmp_path / "p.png", tmp_path / "q.png")[2].mode == "RGBA"
 
 
-@pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_16_bit_grey_keeps_its_bits(suffix, tmp_path):
-    x = np.random.default_rng(0).integers(0, 65536, (6, 7), np.uint16)
-    Image.fromarray(x).save(tmp_path / f"a.{suffix}")
-    photo, _, result = through(tmp_path / f"a.{suffix}", tmp_path / f"b.{suffix}")
-    assert photo.bits == 16 and photo.is_grey and not photo.note
-    np.testing.assert_array_equal(np.asarray(result), x.repeat(4, 0).repeat(4, 1))
+# ------------------------------------------------------------------------- 16 bits
+
+TURNED = {  # how a stored array looks upright, by its EXIF orientation
+    1: lambda x: x, 2: np.fliplr, 3: lambda x: np.rot90(x, 2), 4: np.flipud,
+    5: lambda x: np.fliplr(np.rot90(x, -1)), 6: lambda x: np.rot90(x, -1),
+    7: lambda x: np.fliplr(np.rot90(x)), 8: np.rot90,
+}  # fmt: skip
+ADAM7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2),
+         (1, 0, 2, 1))
 
 
-def png_of_16_bit(colour_type, channels):
-    import struct
-    import zlib
-
-    def chunk(kind, data):
-        crc = struct.pack(">I", zlib.crc32(kind + data))
-        return struct.pack(">I", len(data)) + kind + data + crc
-
-    rows = b"".join(b"\0" + bytes([y, 1, 60, 2, 90, 3, 255, 255][: 2 * channels]) * 4
-                    for y in range(3))
-    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 3, 16, colour_type,
-            0, 0, 0)) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))  # fmt: skip
+def values(channels, h=9, w=14):
+    return np.random.default_rng(channels).integers(0, 65536, (h, w, channels), np.uint16)
 
 
-@pytest.mark.parametrize("colour_type, channels, mode", [(2, 3, "RGB"), (4, 2, "LA"),
-                                                         (6, 4, "RGBA")])
-def test_16_bit_colour_is_read_at_8_bits_and_said(colour_type, channels, mode, tmp_path):
-    (tmp_path / "a.png").write_bytes(png_of_16_bit(colour_type, channels))
+def chunk(kind, data):
+    crc = struct.pack(">I", zlib.crc32(kind + data))
+    return struct.pack(">I", len(data)) + kind + data + crc
+
+
+def png_of(x, more=b"", interlaced=False):
+    """A PNG file of (H, W, C) uint16, without filters; more: chunks before the pixels."""
+    h, w, channels = x.shape
+    passes = [x[y::dy, left::dx] for y, left, dy, dx in ADAM7] if interlaced else [x]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for part in passes for row in part)
+    head = struct.pack(">2I5B", w, h, 16, (0, 4, 2, 6)[channels - 1], 0, 0, interlaced)
+    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + more
+            + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+
+
+def write_16(path, x, profile=None, **options):
+    """(H, W, C) uint16 as a PNG or TIFF file."""
+    if path.suffix == ".png":
+        icc = chunk(b"iCCP", b"x\0\0" + zlib.compress(profile)) if profile else b""
+        return path.write_bytes(png_of(x, icc, **options))
+    icc = [(34675, 7, len(profile), profile, True)] if profile else []
+    options = {"extrasamples": ["unassalpha"] * (x.shape[2] == 4), "extratags": icc,
+               "photometric": "rgb" if x.shape[2] > 1 else "minisblack"} | options
+    tifffile.imwrite(path, x[..., 0] if x.shape[2] == 1 else x, **options)
+
+
+def stored_16(path):
+    """Pixels (H, W, C) by OpenCV's decoder, as uint16; it makes grey with alpha RGBA."""
+    x = cv2.imread(str(path), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+    assert x.dtype == np.uint16
+    return x[..., None] if x.ndim == 2 else x[..., [2, 1, 0, 3][: x.shape[2]]]
+
+
+def enlarged(x):
+    """(H, W, C) uint16 as it should come out: colours of `enlarge`, alpha bicubic."""
+    big = x.repeat(4, 0).repeat(4, 1)
+    if x.shape[2] in (2, 4):
+        alpha = torch.from_numpy(x[..., -1].astype(np.float32) / 65535)[None, None]
+        alpha = F.interpolate(alpha, scale_factor=4, mode="bicubic").clamp(0, 1)
+        big[..., -1] = (alpha[0, 0] * 65535).round().numpy()
+    return big
+
+
+@pytest.mark.parametrize("suffix, channels", [("png", 1), ("png", 2), ("png", 3), ("png", 4),
+                                              ("tif", 1), ("tif", 3), ("tif", 4)])
+def test_16_bits_come_out_again(suffix, channels, tmp_path):
+    x, a, b = values(channels), tmp_path / f"a.{suffix}", tmp_path / f"b.{suffix}"
+    write_16(a, x, PROFILE)
+    photo, _, result = through(a, b)
+    assert (photo.bits, photo.is_grey, photo.note) == (16, channels < 3, "")
+    read = photo.rgb[0].permute(1, 2, 0).mul(65535).round().numpy()
+    np.testing.assert_array_equal(read, np.broadcast_to(x[..., : (channels - 1 | 1)], (9, 14, 3)))
+    stored = stored_16(b)
+    np.testing.assert_array_equal(stored[..., [0, 3]] if channels == 2 else stored, enlarged(x))
+    assert result.info["icc_profile"] == PROFILE and result.size == (56, 36)
+    if suffix == "png":
+        assert b.read_bytes()[24:26] == bytes([16, (0, 4, 2, 6)[channels - 1]])
+        result.verify()  # every chunk's checksum
+    else:
+        np.testing.assert_array_equal(tifffile.imread(b).reshape(stored.shape), stored)
+    again = read_photo(b)
+    assert again.bits == 16 and (again.alpha is None) == (channels in (1, 3))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_of_16_bits(orientation, tmp_path):
+    x, exif = values(3), Image.Exif()
+    exif[274], exif[271] = orientation, "Maker"
+    exif.get_ifd(0x8769)[0xA002] = 14  # PixelXDimension
+    (tmp_path / "a.png").write_bytes(png_of(x, chunk(b"eXIf", exif.tobytes()[6:])))
     photo, _, result = through(tmp_path / "a.png", tmp_path / "b.png")
-    assert "16 bits per channel, of which Pillow reads 8" in photo.note
-    assert result.mode == mode and result.size == (16, 12)
+    shown = photo.rgb[0].permute(1, 2, 0).mul(65535).round().numpy()
+    np.testing.assert_array_equal(shown, TURNED[orientation](x))
+    np.testing.assert_array_equal(stored_16(tmp_path / "b.png"), enlarged(x))
+    kept = result.getexif()
+    assert (kept[274], kept[271], kept.get_ifd(0x8769)[0xA002]) == (orientation, "Maker", 56)
+
+    write_16(tmp_path / "a.tif", x, extratags=[(274, "H", 1, orientation, True)])
+    _, _, result = through(tmp_path / "a.tif", tmp_path / "b.tif")  # a TIFF comes out upright
+    np.testing.assert_array_equal(stored_16(tmp_path / "b.tif"), enlarged(TURNED[orientation](x)))
+    assert result.getexif().get(274, 1) == 1
+
+
+def test_16_bit_pngs_of_other_kinds(tmp_path):
+    x = values(3)
+    (tmp_path / "a.png").write_bytes(png_of(x, interlaced=True))
+    through(tmp_path / "a.png", tmp_path / "b.png")
+    np.testing.assert_array_equal(stored_16(tmp_path / "b.png"), enlarged(x))
+    for channels, order in ((3, [0, 1, 2, 3]), (1, [0, 3])):  # tRNS: one colour is transparent
+        x = values(channels)
+        opaque = np.full((9, 14, 1), 65535, np.uint16)
+        opaque[5, 7] = 0
+        colour = struct.pack(f">{channels}H", *map(int, x[5, 7]))
+        (tmp_path / "a.png").write_bytes(png_of(x, chunk(b"tRNS", colour)))
+        through(tmp_path / "a.png", tmp_path / "b.png")
+        np.testing.assert_array_equal(stored_16(tmp_path / "b.png")[..., order],
+                                      enlarged(np.concatenate([x, opaque], 2)))
+
+
+@pytest.mark.parametrize("options", [
+    {"byteorder": ">"}, {"tile": (16, 16)}, {"compression": "zlib", "predictor": True},
+    {"bigtiff": True}, {"extratags": [(50000, "H", 1, 3, True)]},
+])  # fmt: skip
+def test_16_bit_tiffs_of_other_kinds(options, tmp_path, capfd):
+    x = values(4, 20, 30)
+    write_16(tmp_path / "a.tif", x, **options)
+    through(tmp_path / "a.tif", tmp_path / "b.tif")
+    assert capfd.readouterr().err == ""  # OpenCV's warnings
+    np.testing.assert_array_equal(stored_16(tmp_path / "b.tif"), enlarged(x))
+
+
+def test_16_bit_tiffs_whose_tags_say_what_the_values_mean(tmp_path):
+    def read(x, **options):
+        write_16(tmp_path / "a.tif", x, **options)
+        photo = read_photo(tmp_path / "a.tif")
+        return photo, photo.rgb[0].permute(1, 2, 0).mul(65535).round().numpy()
+
+    x = values(4)
+    cv2.imwrite(str(tmp_path / "lzw.tif"), x[..., 2::-1])  # what other programs write
+    assert Image.open(tmp_path / "lzw.tif").info["compression"] == "tiff_lzw"
+    lzw = read_photo(tmp_path / "lzw.tif").rgb[0].permute(1, 2, 0).mul(65535).round().numpy()
+    np.testing.assert_array_equal(lzw, x[..., :3])
+    photo, rgb = read(x, extrasamples=["unspecified"])  # no alpha
+    np.testing.assert_array_equal(rgb, x[..., :3])
+    assert photo.alpha is None
+    _, rgb = read(x[..., :1], photometric="miniswhite")
+    np.testing.assert_array_equal(rgb[..., :1], 65535 - x[..., :1])
+    x[..., 3] = [0] * 7 + [32768] * 7
+    multiplied = x.copy()
+    multiplied[..., :3] = np.round(x[..., :3] * (x[..., 3:] / 65535.0))
+    photo, rgb = read(multiplied, extrasamples=["assocalpha"])
+    assert (rgb[:, :7] == 0).all() and np.abs(rgb[:, 7:] - x[:, 7:, :3]).max() <= 1
+    np.testing.assert_array_equal(photo.alpha[0, 0].mul(65535).round(), x[..., 3])
+
+
+def test_16_bits_that_cannot_be_read_are_refused(tmp_path):
+    x, file = values(3, 30, 40), tmp_path / "a.tif"
+    tifffile.imwrite(file, x.transpose(2, 0, 1), photometric="rgb", planarconfig="separate")
+    with pytest.raises(ValueError, match=r"a\.tif: not a readable photo \(16 bits in one"):
+        read_photo(file)
+    write_16(file, x)
+    file.write_bytes(file.read_bytes()[:3000])  # OpenCV reads the rest as zeros
+    with pytest.raises(ValueError, match="truncated"):
+        read_photo(file)
+    write_16(file, x[..., :1], compression=None)
+    data = bytearray(file.read_bytes())
+    entry = data.index(struct.pack("<HHI", 258, 3, 1))  # BitsPerSample
+    data[entry + 8 : entry + 10] = struct.pack("<H", 12)
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match="12 bits per channel; convert it to 8 or 16"):
+        read_photo(file)
+
+
+# ------------------------------------------------------------------------- EXIF
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "webp"])
@@ -273,11 +416,13 @@ def ckpt(tmp_path_factory):
     return path, net
 
 
-def run(ckpt, *args):
+def run(ckpt, *args, processes=0):
     env = {k: v for k, v in os.environ.items() if k != "DEBUG" and "proxy" not in k.lower()}
     env |= {"PYTHONPATH": str(ckpt.parent), "TORCH_HOME": str(ckpt.parent / "torch"),
-            "HF_HOME": str(ckpt.parent / "hf"), "HF_HUB_OFFLINE": "1"}
-    return subprocess.run([sys.executable, "evaluate.py", "--ckpt", str(ckpt), *map(str, args)],
+            "HF_HOME": str(ckpt.parent / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return subprocess.run([sys.executable, *(launch if processes else ()), "evaluate.py", "--ckpt",
+                           str(ckpt), *map(str, args)],
                           cwd=ROOT, env=env, text=True, capture_output=True, timeout=100)
 
 
@@ -324,6 +469,40 @@ def test_a_folder_of_photos(ckpt, tmp_path):
     args.overwrite = True
     assert evaluate.use_checkpoint(args) == 0 and [r["status"] for r in rows()] == ["made"] * 2
     assert (np.asarray(Image.open(out / "b.png")) == saved).all()
+
+
+def test_two_processes_share_the_photos(ckpt, tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i, name in enumerate("abdef"):
+        image = smooth_image(np.random.default_rng(i), 20 + 4 * i, 40)
+        Image.fromarray(image).save(photos / f"{name}.png")
+    (photos / "c.png").write_bytes(b"no PNG")
+    (photos / "f.png").write_bytes((photos / "e.png").read_bytes()[:300])
+    scores = []
+    for processes in (0, 2):
+        out = tmp_path / f"by{processes}"
+        out.mkdir()
+        Image.new("RGB", (160, 96)).save(out / "b.png")
+        done = run(ckpt[0], "--lq", photos, "--out", out, "--extra", "m=own_metric:mean",
+                   processes=processes)
+        assert done.returncode == 1, done.stderr
+        for text in ("column musiq is left out", "column topiq is left out", "f.png: not a read",
+                     "c.png: not a read", "1 existing files kept", "2 of 6 photos failed"):
+            assert done.stderr.count(text) == 1, done.stderr
+        assert f"{6 // (processes or 1)}/{6 // (processes or 1)} [" in done.stderr
+        assert done.stderr.count("100%") == 1 and "stopped" not in done.stderr
+        if processes:  # torchrun's summary of the ranks
+            assert "exitcode  : 1" in done.stderr and "exitcode  : -" not in done.stderr
+        scores.append((out / "scores.csv").read_bytes())
+    assert scores[0] == scores[1]
+    head, _, *rows = [x for x in scores[0].decode().splitlines() if not x.startswith("# status")]
+    assert b"# status kept: made earlier, by whichever network" in scores[0] and "net.pt" in head
+    assert [row.split(",")[:2] for row in rows] == [
+        [f"{name}.png", status] for name, status in zip(
+            "abcdef", ("made", "kept", "failed", "made", "made", "failed"), strict=True)]
+    for path in (tmp_path / "by0").iterdir():
+        assert path.read_bytes() == (tmp_path / "by2" / path.name).read_bytes()
 
 
 @pytest.mark.parametrize("more, message", [
