@@ -7,29 +7,38 @@ A set is one original ground truth and its enhanced versions. Four layouts are u
     ROOT/{original,ANY,...}/                           one's own multi-GT set, no labels
     ROOT/*.png                                         a flat folder: every image is its own set
 
-Files are NAME.png in `original` (or `Original`), NAME_01.png or NAME.png in folder 01, and so on;
-labels are one NAME.json per annotator. Images are 8-bit RGB PNG.
+Files are NAME.png in `original` (or `Original`), all NAME_01.png or all NAME.png in folder 01, and
+so on; labels are one NAME.json per annotator. Images are 8-bit RGB PNG. The third layout is made of
+plain images and restoration networks by
+
+    python models/hggt.py enhance HR_FOLDER OUT --with a.pth b.pth [--crop 512]
 """
 
+import argparse
 import contextlib
 import hashlib
+import importlib.util
 import io
 import json
 import os
 import struct
+import sys
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
 ANNOTATORS = ("A", "B", "C")
 LABEL_VALUES = {"positive": 1, "similar": 0, "negative": -1}
 INDEX_FILE = ".multi_gt_index.json"
 LAYOUT_HELP = "expected Train/images/<range>/original, images/original, original or *.png in it"
+RECORD_FILE = "enhance.json"  # which checkpoints a made set is of
+PHOTO_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF")  # Pillow's names
 
 
 @dataclass
@@ -104,6 +113,18 @@ def read_rgb(path: str | Path, rows: int | None = None) -> np.ndarray:
         if isinstance(error, FileNotFoundError):
             raise
         raise ValueError(f"{path}: unreadable image ({error}); copy it again") from error
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file so that `path` is at every moment the old file or the complete new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    except OSError as error:  # that of a full disk does not name the file
+        raise OSError(f"{path}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_votes(path: str | Path, folders: list[str]) -> list[str]:
@@ -215,21 +236,22 @@ def _scan(images: Path, problems: list[str]) -> Iterator[tuple[str, list[str], t
     names = sorted(f[:-4] for f in files[original] if f.endswith(".png") and f[0] != ".")
     if not names:
         problems.append(f"{original}: no PNG images")
-    known = set(names)
+    suffix = {}
     for folder in others:
-        for file in sorted(f for f in files[folder] if f.endswith(".png") and f[0] != "."):
-            if not {file[:-4], file[:-4].removesuffix(f"_{folder.name}")} & known:
+        # By what most files are: in a folder "a", x_a.png alone may be x's or x_a's
+        end = f"_{folder.name}.png"
+        cut = sum(f"{name}{end}" in files[folder] for name in names)
+        suffix[folder] = end if cut > sum(f"{n}.png" in files[folder] for n in names) else ".png"
+        for file in sorted(files[folder] - {name + suffix[folder] for name in names}):
+            if file.endswith(".png") and file[0] != ".":
                 problems.append(f"{folder / file}: has no original in {original}")
     for name in tqdm(names, desc=f"index {images.name}", unit="set", delay=2, leave=False):
         found = len(problems)
         paths = [str(original / f"{name}.png")]
         for folder in others:
-            candidates = (f"{name}_{folder.name}.png", f"{name}.png")
-            member = next((c for c in candidates if c in files[folder]), None)
-            if member is None:
-                problems.append(f"{folder / candidates[0]}: missing member of set {name}")
-            else:
-                paths.append(str(folder / member))
+            paths.append(str(folder / f"{name}{suffix[folder]}"))
+            if os.path.basename(paths[-1]) not in files[folder]:
+                problems.append(f"{paths.pop()}: missing member of set {name}")
         sizes = []
         for path in paths:
             try:
@@ -303,10 +325,8 @@ def index_sets(root: str | Path) -> tuple[MultiGT, list[str]]:
             "labels": None if labels is None else labels.tolist(),
             "sizes": sets.sizes.tolist(),
         }
-        temporary = root / f"{INDEX_FILE}.{os.getpid()}.tmp"
         with contextlib.suppress(OSError):  # a read-only data folder is indexed anew by every run
-            temporary.write_text(json.dumps(stored))
-            os.replace(temporary, cache)
+            _write(cache, json.dumps(stored).encode())
     return sets, problems
 
 
@@ -452,3 +472,197 @@ class Draws:
             image = read_rgb(self.sets.paths[index][member], None if self.prepare else rows)
         # The whole image: the products of a part's sharpening round differently.
         return image if self.prepare is None else self.prepare(image)
+
+
+# ---------------------------------------------------------------------------------- one's own
+
+
+def enhance(
+    folder: str | Path, out: str | Path, checkpoints: Sequence[str | Path], crop: int | None = None
+) -> MultiGT:
+    """Make a set without labels of plain images: OUT/original/, and OUT/STEM/ per checkpoint.
+
+    folder: 8-bit RGB images (PNG, JPEG, WebP, TIFF); written upright, without colour profiles.
+    checkpoints: files that spandrel reads, of networks from RGB to RGB, whatever their scale.
+    crop: side in pixels of the patches to cut the images into; None: whole images.
+    What exists in `out` is kept: the same call goes on after an interruption, and further images or
+    checkpoints may be given; until it ends, index_sets reports what is missing.
+    Raises ValueError or OSError, before any work if a header or a checkpoint is bad.
+    """
+    if not importlib.util.find_spec("spandrel"):
+        raise ValueError("reading restoration checkpoints needs: pip install spandrel")
+    folder, out, files = Path(folder), Path(out), {}
+    if folder.resolve() in (out.resolve(), *out.resolve().parents):
+        raise ValueError(f"{out}: lies in the folder of HR images; give another OUT")
+    for path in map(Path, checkpoints):
+        if path.stem.lower() in ("original", "labels") or path.stem.startswith("."):
+            raise ValueError(f"--with {path}: no name for a folder of enhanced GTs; rename it")
+        if files.setdefault(path.stem, path) is not path:
+            raise ValueError(f"--with {files[path.stem]} {path}: the same name; rename one")
+    photos = _find_photos(folder, crop)
+    digests = {n: hashlib.sha256(path.read_bytes()).hexdigest() for n, path in files.items()}
+    record = {"crop": crop, "checkpoints": {}}
+    if (out / RECORD_FILE).exists():
+        record = json.loads((out / RECORD_FILE).read_text())
+    elif out.exists() and any(p.name[0] != "." for p in out.iterdir()):
+        raise ValueError(f"{out}: holds files of another origin; give a new or empty folder")
+    if record["crop"] != crop:
+        before = f"--crop {record['crop']}" if record["crop"] else "no --crop"
+        raise ValueError(f"{out}: was made with {before}; give the same, or another OUT")
+    for name in files:
+        if (out / name).exists() and record["checkpoints"].get(name) != digests[name]:
+            raise ValueError(f"{out / name}: is of another checkpoint than {files[name]}; rename "
+                             "this one, or delete that folder")
+    nets = {name: _load_network(path) for name, path in files.items()}
+
+    out.mkdir(parents=True, exist_ok=True)
+    record["checkpoints"] |= digests
+    _write(out / RECORD_FILE, json.dumps(record, indent=1).encode())
+    for name in ("original", *nets):  # all before the first image: what is missing gets noticed
+        (out / name).mkdir(exist_ok=True)
+    for path in tqdm(photos, desc="original", unit="image"):
+        for name, image in _patches(path, crop):
+            target = out / "original" / f"{name}.png"
+            if not target.exists():
+                _write_png(target, image)
+                continue
+            before = read_rgb(target).astype(np.int16)  # 4: another JPEG decoder rounds differently
+            if before.shape != image.shape or np.abs(before - image).max() > 4:
+                raise ValueError(f"{path}: {target} is of another image; rename this one, or give "
+                                 "another OUT")
+    originals = sorted(p for p in (out / "original").glob("*.png") if p.name[0] != ".")
+    todo = [(n, p) for n in nets for p in originals if not (out / n / p.name).exists()]
+    total = len(nets) * len(originals)
+    for name, path in tqdm(todo, "enhance", total, unit="image", initial=total - len(todo)):
+        image = read_rgb(path)
+        try:
+            _write_png(out / name / path.name, _enhanced(nets[name], image))
+        except (RuntimeError, MemoryError) as error:
+            raise ValueError(
+                f"{path}: {files[name]} failed at {image.shape[1]}x{image.shape[0]} pixels "
+                f"({_short(error)}); if memory is short, give --crop "
+                f"{crop // 2 if crop else 512} and another OUT") from error
+    return load_sets(out)
+
+
+def _find_photos(folder: Path, crop: int | None) -> list[Path]:
+    """All files of a folder; by their headers RGB images, no smaller than `crop`, or ValueError."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder of HR images")
+    if crop:
+        Image.MAX_IMAGE_PIXELS = None  # the user's own; a large one is no attack
+    paths = sorted(p for p in folder.iterdir() if p.is_file() and p.name[0] != ".")
+    problems, stems = [] if paths else [f"{folder}: no images in it"], {}
+    for path in paths:
+        try:
+            with Image.open(path, formats=PHOTO_FORMATS) as image:
+                if image.mode != "RGB":
+                    problems.append(f"{path}: mode {image.mode}; convert it to 8-bit RGB")
+                elif crop and min(image.size) < crop:
+                    problems.append(f"{path}: is smaller than --crop {crop}; remove it")
+        except Exception as error:  # a broken file makes Pillow raise almost anything
+            problems.append(f"{path}: no readable PNG, JPEG, WebP or TIFF; remove it "
+                            f"({_short(error)})")
+        if stems.setdefault(path.stem, path) is not path:
+            problems.append(f"{path}: would be {path.stem}.png as {stems[path.stem]}; rename one")
+    if problems:
+        raise ValueError("\n".join(problems))
+    return paths
+
+
+def _load_network(path: Path) -> Any:
+    """spandrel's descriptor of a network from RGB to RGB, which has been run on a small image."""
+    import torch
+    from spandrel import ModelLoader
+
+    try:
+        loader = ModelLoader("cuda" if torch.cuda.is_available() else "cpu")
+        if path.suffix == ".safetensors":
+            state = loader.load_state_dict_from_file(path)
+        else:  # spandrel itself would first try a .pt as a TorchScript program
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        net = loader.load_from_state_dict(state)
+        _enhanced(net, np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    except Exception as error:  # a foreign file makes them raise almost anything
+        raise ValueError(f"{path}: not a network from RGB to RGB that spandrel reads "
+                         f"({_short(error)}); tiny ones of this project take the way through "
+                         "evaluate.py --export x.pth") from error
+    return net
+
+
+def _enhanced(net: Any, image: np.ndarray) -> np.ndarray:
+    """uint8 (H, W, 3) through a network of any scale, and back to its size."""
+    import torch
+
+    height, width = image.shape[:2]
+    x = torch.tensor(image, device=net.device).permute(2, 0, 1)[None].float() / 255
+    sr = net(x)[0]  # (3, sH, sW), clipped to [0, 1] by spandrel, in eval mode, without gradients
+    if sr.shape != (3, net.scale * height, net.scale * width) or not sr.isfinite().all():
+        raise RuntimeError("the output is not of its scale, or has NaN in it")
+    sr = Image.fromarray(sr.mul(255).round().byte().permute(1, 2, 0).cpu().numpy())
+    # ASSUMED: Pillow's bicubic, whose filter widens with the scale; HGGT's own networks (RCAN, ELAN
+    # without upsampling) leave nothing to resize.
+    return np.asarray(sr.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def _patches(path: Path, crop: int | None) -> Iterator[tuple[str, np.ndarray]]:
+    """(NAME, upright image uint8 (H, W, 3)); with crop all (NAME_top_left, patch), evenly spaced
+    and overlapping where a side is no multiple of it."""
+    try:
+        with Image.open(path, formats=PHOTO_FORMATS) as file:
+            image = np.asarray(ImageOps.exif_transpose(file))
+    except Exception as error:
+        raise ValueError(f"{path}: unreadable ({_short(error)}); copy it again") from error
+    if crop is None:
+        yield path.stem, image
+        return
+    counts = [-(-side // crop) for side in image.shape[:2]]
+    for i, j in np.ndindex(*counts):
+        top, left = (k * (side - crop) // max(n - 1, 1)
+                     for k, n, side in zip((i, j), counts, image.shape[:2], strict=True))
+        yield f"{path.stem}_{top}_{left}", image[top : top + crop, left : left + crop]
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:160]
+
+
+def _write_png(path: Path, image: np.ndarray) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(image)).save(buffer, "PNG")
+    _write(path, buffer.getvalue())
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Make a set of one's own images: `enhance` as a command."""
+    parser = argparse.ArgumentParser("python models/hggt.py", allow_abbrev=False)
+    commands = parser.add_subparsers(required=True, metavar="enhance")
+    command = commands.add_parser(
+        "enhance", help="make a multi-GT set of plain HR images, by restoration networks",
+        allow_abbrev=False, description="Make a multi-GT set of plain HR images: OUT/original/ and "
+        "a folder of enhanced GTs per checkpoint, for train_sr.py --data OUT --sampler amo. The "
+        "same command goes on where it was interrupted; images and checkpoints may be added.")
+    command.add_argument("folder", metavar="HR_FOLDER", help="8-bit RGB PNG, JPEG, WebP, TIFF")
+    command.add_argument("out", metavar="OUT", help="folder of the set: new, or one to go on with")
+    command.add_argument("--with", nargs="+", required=True, metavar="FILE", dest="checkpoints",
+                         help="checkpoints that spandrel reads; each folder bears its file's name")
+    command.add_argument("--crop", type=int, metavar="N", help="cut the images into N x N pixels, "
+                         "for memory and fast decoding (HGGT's sets: 512; default: whole)")
+    args = parser.parse_args(argv)
+    if args.crop is not None and args.crop < 1:
+        parser.error("--crop: give the patches' side in pixels, such as 512")
+    sets = enhance(args.folder, args.out, args.checkpoints, args.crop)
+    print(f"{sets.root}: {len(sets.names)} sets of {len(sets.paths[0])} images")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as problem:
+        if os.environ.get("DEBUG"):
+            raise
+        for line in str(problem).splitlines():
+            print(f"models/hggt.py: {line}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit("models/hggt.py: interrupted; the same command goes on")
