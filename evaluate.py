@@ -248,6 +248,7 @@ def load_metrics(
     specs: dict[str, str], device: torch.device
 ) -> tuple[dict[str, tuple[str, Callable]], dict[str, str], list[str]]:
     """The columns' metrics, why a column has none on some rank, and what is wrong with others."""
+    torch.backends.cudnn.allow_tf32 = False  # it moves scores in the third digit
     metrics, unavailable, problems = {}, {}, []
 
     def load() -> None:
@@ -359,7 +360,6 @@ def use_checkpoint(args: argparse.Namespace) -> int:
 
 def main(args: argparse.Namespace) -> None:
     rank, world, device = init_distributed()
-    torch.backends.cudnn.allow_tf32 = False  # it moves scores in the third digit
 
     # Inputs: everything is checked before the first image is made
     models, extras = split_pairs(args.models, "--models"), split_pairs(args.extra, "--extra")

@@ -2,6 +2,9 @@
 
 import csv
 import os
+import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -249,6 +252,30 @@ def test_training_and_fine_tuning_by_several_metrics(base):
     folder = base / "runs/swinir_tiny-upos+FT_test_train.sharpness+test_train.darkness"
     reward = [float(row["l_iqa"]) for row in read_log(folder / "log.csv")]
     assert np.isfinite(reward).all() and reward[0] != 0 and (folder / "lora.pt").is_file()
+
+
+def test_readme_examples_of_ones_own_quality_models(base, tmp_path):
+    text = (ROOT / "README.md").read_text().split("## Bring your own")[1].split("\n## ")[0]
+    for name in ("train_sr.py", "finetune_lora.py"):
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    (tmp_path / "models").symlink_to(ROOT / "models")
+    (tmp_path / "HGGT").symlink_to(base / "HGGT")
+    for name in ("swinir-stage1", "swinir-amo"):
+        (tmp_path / f"runs/{name}").mkdir(parents=True)
+        shutil.copy(base / "stage1/net_g_ema.pt", tmp_path / f"runs/{name}")
+    (tmp_path / "my_iqa.py").write_text(re.search(r"```python\n(# my_iqa.*?)```", text, re.S)[1])
+    commands = [c for c in text.splitlines() if c.startswith("python ") and "--iqa" in c]
+    assert len(commands) == 3 and "--iqa musiq topiq_nr " in commands[2]
+    for number, line in enumerate(commands):
+        line = line.replace("musiq topiq_nr", "test_train:sharpness test_train:darkness")
+        command = [sys.executable, *shlex.split(line)[1:], *map(str, TINY[:-2]), "--steps", "2",
+                   "--out", str(number)]
+        done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True,
+                              text=True, timeout=100)
+        assert done.returncode == 0, done.stderr[-800:]
+    shares = read_log(tmp_path / "0/log.csv")[-1]
+    assert float(shares["share_4"]) == 1  # the contrast grows with the member
+    assert float(read_log(tmp_path / "1/log.csv")[-1]["l_iqa"]) < 0
 
 
 def test_image_level_quality_of_several_metrics(tmp_path):
