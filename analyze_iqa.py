@@ -36,7 +36,7 @@ from models.checkpoint import read_csv, write_csv
 from models.distributed import clean_exit, finish, gather, init_distributed, main_first
 from models.hggt import load_sets
 from models.iqa import load_iqa
-from models.scores import Scores, cache_stem, score_images
+from models.scores import Scores, cache_stem, keep_decoded, score_images
 
 # PAPER: Table 6, best first; the first seven are Table 1's
 METRICS = (
@@ -54,6 +54,7 @@ DISPLAY = {
 }  # fmt: skip
 TOP = 7  # PAPER: Sec. 3.1, metrics that go on to phase II and HGGT
 RESAMPLES = 1000  # of the bootstrap
+DECODED_BYTES = 2**32  # of images that each process keeps for the next metric
 COLUMNS = ("image1", "image2", "score", "model1", "model2")  # of a manifest
 
 
@@ -367,7 +368,8 @@ def main(args: argparse.Namespace) -> None:
 
     def score(metrics: list[Metric], *keys: np.ndarray) -> dict[str, Scores]:
         wanted = {key: images[key] for array in keys for key in array.flat}
-        where = (wanted, out / "scores", device, args.batch_size, rank, world, gather)
+        where = (wanted, out / "scores", device, args.batch_size, rank, world, gather,
+                 keep_decoded(DECODED_BYTES))
         scores = {m.name: score_images(m.spec, functools.partial(build, m), *where)
                   for m in metrics}
         scores = {name: s for name, s in scores.items() if s is not None}

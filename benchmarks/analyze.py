@@ -23,7 +23,7 @@ from benchmarks.common import abba, spread, write_results
 from benchmarks.photos import write_sets
 from demo.quality import QNet
 from models.iqa import load_iqa
-from models.scores import read_batches, score_images
+from models.scores import read_batches, read_or_error, score_images
 
 METRICS = ("models.iqa:random_musiq", "benchmarks.analyze:random_q")
 SIDES = (512, 384)
@@ -62,7 +62,8 @@ def main(args: argparse.Namespace) -> None:
                 "batch_1": one, "batch_1_null": one,
                 f"batch_{args.batch_size}": functools.partial(score, name, net, images, device,
                                                               args.batch_size),
-                "decode": lambda: list(read_batches(images, args.batch_size)),
+                "decode": lambda: list(
+                    read_batches(images, args.batch_size, read_or_error)),
             }
             seconds = abba(arms, args.repeats, device)
             base, decode = (np.array(seconds[arm]) for arm in ("batch_1", "decode"))

@@ -105,7 +105,22 @@ def read_or_error(path: str) -> np.ndarray | Exception:
         return ValueError(f"unreadable image ({error})")
 
 
-def read_batches(files: dict, batch_size: int) -> Iterator[list[tuple]]:
+def keep_decoded(limit: int) -> Callable[[str], np.ndarray | Exception]:
+    """`read_or_error`, keeping the first images that fit in `limit` bytes for the next metric."""
+    kept, room = {}, limit
+
+    def read(path: str) -> np.ndarray | Exception:
+        nonlocal room
+        image = kept[path] if path in kept else read_or_error(path)
+        size = getattr(image, "nbytes", limit + 1)  # none of an error
+        if path not in kept and size <= room:
+            kept[path], room = image, room - size
+        return image
+
+    return read
+
+
+def read_batches(files: dict, batch_size: int, read: Callable) -> Iterator[list[tuple]]:
     """Batches of (id, uint8 (H, W, 3)) with images of one size, from {id: path}.
 
     Eight batches are decoded ahead; instead of an image that can't be read there is an Exception.
@@ -113,9 +128,9 @@ def read_batches(files: dict, batch_size: int) -> Iterator[list[tuple]]:
     ids = list(files)
     chunks = [ids[i : i + 8 * batch_size] for i in range(0, len(ids), 8 * batch_size)]
     with ThreadPoolExecutor(4) as pool:
-        ahead = pool.map(read_or_error, [files[i] for i in chunks[0]])
+        ahead = pool.map(read, [files[i] for i in chunks[0]])
         for chunk, following in zip(chunks, [*chunks[1:], []], strict=True):
-            decoded, ahead = list(ahead), pool.map(read_or_error, [files[i] for i in following])
+            decoded, ahead = list(ahead), pool.map(read, [files[i] for i in following])
             by_size: dict[tuple | None, list] = {}
             for item in zip(chunk, decoded, strict=True):
                 by_size.setdefault(getattr(item[1], "shape", None), []).append(item)
@@ -149,6 +164,7 @@ def score_images(
     rank: int = 0,
     world: int = 1,
     gather: Callable[..., list] = lambda item=None: [item],
+    read: Callable[[str], np.ndarray | Exception] = read_or_error,
 ) -> Scores | None:
     """Quality of every image; only what `folder` does not hold yet is scored.
 
@@ -158,6 +174,7 @@ def score_images(
     folder: for <metric>.csv, and <metric>.rankN.csv of the other processes
     rank, world, gather: of several processes; gather(item) -> the items of all ranks, a barrier.
             Every rank calls this with the same images and scores its share of the missing ones
+    read:   path -> uint8 (H, W, 3), or what is wrong with it
 
     What goes wrong is printed: None is returned if the metric failed, Scores without an image that
     failed. OSError if a score cannot be written.
@@ -186,7 +203,7 @@ def score_images(
                 writer = csv.writer(log, lineterminator="\n")
                 if end != b"\n":  # a new file, or one whose last line a kill cut short
                     log.write("\n" if end else "image,bytes,quality,seconds\n")
-                for batch in read_batches(mine, batch_size):
+                for batch in read_batches(mine, batch_size, read):
                     results = score_batch(net, [image for _, image in batch], device)
                     for (image_id, _), result in zip(batch, results, strict=True):
                         if isinstance(result, Exception):

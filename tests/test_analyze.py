@@ -277,6 +277,33 @@ def score(name, images, folder):
     return scores.score_images(name, lambda: load_iqa(name, "cpu"), images, folder)
 
 
+def test_an_image_is_decoded_once_for_several_metrics_as_far_as_memory_allows(own, monkeypatch):
+    images = {}
+    for i in range(4):
+        save_grey(own / f"{i}.png", 20 * i + 10, 32)
+        images[str(i)] = str(own / f"{i}.png")
+    images["broken"] = str(own / "broken.png")
+    (own / "broken.png").write_text("none")
+    opened, plain = [], scores.read_or_error
+    monkeypatch.setattr(scores, "read_or_error", lambda path: (opened.append(path), plain(path))[1])
+    for room, times in ((10**6, 1), (2 * 32 * 32 * 3, 2), (0, 3)):
+        opened.clear()
+        read = scores.keep_decoded(room)
+        for _ in range(3):
+            decoded = [read(path) for path in images.values()]
+        for image, path in zip(decoded[:4], images.values(), strict=False):
+            assert (image == plain(path)).all()
+        assert isinstance(decoded[4], ValueError) and opened.count(images["broken"]) == 3
+        assert len(opened) - 3 == {1: 4, 2: 2 + 3 * 2, 3: 12}[times]
+    opened.clear()
+    read = scores.keep_decoded(10**6)
+    del images["broken"]
+    for name in ("one", "another"):
+        scores.score_images(name, lambda: load_iqa("own_metrics:mean", "cpu"), images,
+                            own / "scores", read=read)
+    assert len(opened) == 4
+
+
 def test_each_image_is_scored_once_and_an_interrupted_run_goes_on(own, monkeypatch):
     calls = own / "calls"
     monkeypatch.setenv("CALLS", str(calls))
