@@ -13,6 +13,7 @@ image at a time, inside a DataLoader worker. Between the steps an image is float
 """
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 
 import cv2
@@ -222,7 +223,7 @@ def apply_degradation(
 
 
 def degrade_patch(
-    image: np.ndarray,
+    image: np.ndarray | Callable[..., np.ndarray],
     top: int,
     left: int,
     patch_size: int,
@@ -232,13 +233,18 @@ def degrade_patch(
 ) -> np.ndarray:
     """One training LQ patch: draw a degradation, apply it around one GT patch, cut the patch out.
 
-    image: the full GT, uint8 (H, W, 3); top, left, patch_size: the patch in GT pixels, multiples of
+    image: the full GT, uint8 (H, W, 3), or a function that reads it: image(rows) returns its first
+    rows, or more, and image() all. top, left, patch_size: the patch in GT pixels, multiples of
     `scale`. Returns uint8 (patch_size / scale, patch_size / scale, 3).
     """
-    height, width = image.shape[:2]
-    y0, y1, x0, x1 = crop_with_margin(height, width, top, left, patch_size, setting, scale)
+    part = image(top + patch_size + MARGIN[setting]) if callable(image) else image
+    y0, y1, x0, x1 = crop_with_margin(*part.shape[:2], top, left, patch_size, setting, scale)
     params = draw_degradation(rng, setting)
-    lq = apply_degradation(image[y0:y1, x0:x1], params, rng, scale, levels_of=image)
+    noises = [r["noise"] for r in params["rounds"] if r["noise"]["kind"] == "poisson"]
+    # Over 128 levels count as 256, whatever the other rows have
+    few = callable(image) and any(_levels(part, noise["grey"]) <= 128 for noise in noises)
+    full = image() if few else part
+    lq = apply_degradation(part[y0:y1, x0:x1], params, rng, scale, levels_of=full)
     row, column, size = (top - y0) // scale, (left - x0) // scale, patch_size // scale
     return lq[row : row + size, column : column + size]
 
@@ -297,14 +303,9 @@ def _add_noise(
         field = rng.standard_normal(shape, dtype=np.float32)
         field *= np.float32(noise["sigma"])
     else:
-        # ASSUMED: a thinned full GT has the values of the degraded full image, where HGGT counts.
-        values = None if levels_of is None else levels_of[::4, ::4]
-        signal = image
-        if noise["grey"]:
-            signal = np.tensordot(LUMA, signal, 1)[None]  # (1, H, W)
-            values = None if values is None else (values @ LUMA + 0.5).astype(np.uint8)
+        signal = np.tensordot(LUMA, image, 1)[None] if noise["grey"] else image  # (1 or 3, H, W)
         signal = np.rint(signal).clip(0, 255).astype(np.uint8, "C")
-        levels = np.count_nonzero(np.bincount((signal if values is None else values).ravel()))
+        levels = len(np.unique(signal)) if levels_of is None else _levels(levels_of, noise["grey"])
         table = torch.from_numpy(_poisson_noise(peak=2 ** math.ceil(math.log2(levels))))
         index = rng.integers(0, POISSON_DRAWS, signal.shape, dtype=np.int32)
         index += signal.astype(np.int32) * POISSON_DRAWS
@@ -312,6 +313,14 @@ def _add_noise(
         field *= np.float32(noise["scale"])
     noisy = image + field
     return noisy.clip(0, 255, out=noisy)
+
+
+def _levels(gt: np.ndarray, grey: bool) -> int:
+    """How many 8-bit values the degraded full image has, or its luma if grey."""
+    # ASSUMED: as many as a thinned full GT; HGGT counts them in the degraded image.
+    values = gt[::4, ::4]
+    values = (values @ LUMA + 0.5).astype(np.uint8) if grey else values
+    return np.count_nonzero(np.bincount(values.ravel()))
 
 
 @lru_cache
