@@ -344,7 +344,7 @@ def _jpeg(image: np.ndarray, quality: float) -> np.ndarray:
     """Through a JPEG file in memory, colour at half resolution (4:2:0)."""
     # ASSUMED: a real codec, so quality is rounded to a whole number and the input to 8 bit. The
     # public DiffJPEG takes real numbers and repeats colour samples where the codec interpolates.
-    bgr = _to_uint8(image[::-1])
+    bgr = _to_uint8(image[::-1])  # cv2.cvtColor would start threads
     _, file = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, round(quality)])
     bgr = cv2.imdecode(file, cv2.IMREAD_COLOR)
     return cv2.merge(cv2.split(bgr)[::-1]).astype(np.float32).transpose(2, 0, 1)
