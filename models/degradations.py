@@ -8,18 +8,18 @@
 Two settings (paper Sec. 5): "one_round" trains SwinIR; "two_round", Real-ESRGAN's scheme (Wang et
 al., ICCV Workshops 2021), trains RRDB. Values and order of the steps are those of the public HGGT
 configs and code (CVPR 2023, github ChrisDud0257/HGGT, on top of BasicSR). All on the CPU, one
-image at a time, inside a DataLoader worker. Between the steps an image is float32 (1, 3, H, W) in
-0..255.
+image at a time, inside a DataLoader worker. Between the steps an image is float32 (3, H, W) in
+0..255, in memory by planes or by pixels as the last step left it.
 """
 
-import io
 import math
+from collections.abc import Callable
 from functools import lru_cache
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from scipy.special import j1, pdtr
 
 # PAPER: Sec. 5, setup: "the same training settings as HGGT".
@@ -199,31 +199,31 @@ def apply_degradation(
     lq_size = (height // scale, width // scale)
     first, final = params["rounds"][0], params["final"]
 
-    image = _blur(_to_float(gt), first["blur"])
+    image = _blur(gt.astype(np.float32).transpose(2, 0, 1), first["blur"])
     factor, mode = first["resize"]["factor"], first["resize"]["mode"]
     if factor != 1:
         # not by size: bilinear and bicubic then step by the exact factor, as in the public code
-        image = F.interpolate(image, scale_factor=factor, mode=mode)
+        image = _resize(image, mode, scale_factor=factor)
     image = _add_noise(image, first["noise"], rng, levels_of)
     image = _jpeg(image, first["jpeg"])
     if final is None:
-        return _to_uint8(_resize(image, lq_size, mode))
+        return _to_uint8(_resize(image, mode, size=lq_size))
 
     second = params["rounds"][1]
     image = _blur(image, second["blur"])
     size = tuple(int(side * second["resize"]["factor"]) for side in lq_size)
-    image = _resize(image, size, second["resize"]["mode"])
+    image = _resize(image, second["resize"]["mode"], size=size)
     image = _add_noise(image, second["noise"], rng, levels_of)
     if final["jpeg_first"]:
         image = _jpeg(image, second["jpeg"])
-    image = _blur(_resize(image, lq_size, final["mode"]), final["sinc"])
+    image = _blur(_resize(image, final["mode"], size=lq_size), final["sinc"])
     if not final["jpeg_first"]:
         image = _jpeg(image, second["jpeg"])
     return _to_uint8(image)
 
 
 def degrade_patch(
-    image: np.ndarray,
+    image: np.ndarray | Callable[..., np.ndarray],
     top: int,
     left: int,
     patch_size: int,
@@ -233,13 +233,18 @@ def degrade_patch(
 ) -> np.ndarray:
     """One training LQ patch: draw a degradation, apply it around one GT patch, cut the patch out.
 
-    image: the full GT, uint8 (H, W, 3); top, left, patch_size: the patch in GT pixels, multiples of
+    image: the full GT, uint8 (H, W, 3), or a function that reads it: image(rows) returns its first
+    rows, or more, and image() all. top, left, patch_size: the patch in GT pixels, multiples of
     `scale`. Returns uint8 (patch_size / scale, patch_size / scale, 3).
     """
-    height, width = image.shape[:2]
-    y0, y1, x0, x1 = crop_with_margin(height, width, top, left, patch_size, setting, scale)
+    part = image(top + patch_size + MARGIN[setting]) if callable(image) else image
+    y0, y1, x0, x1 = crop_with_margin(*part.shape[:2], top, left, patch_size, setting, scale)
     params = draw_degradation(rng, setting)
-    lq = apply_degradation(image[y0:y1, x0:x1], params, rng, scale, levels_of=image)
+    noises = [r["noise"] for r in params["rounds"] if r["noise"]["kind"] == "poisson"]
+    # Over 128 levels count as 256, whatever the other rows have
+    few = callable(image) and any(_levels(part, noise["grey"]) <= 128 for noise in noises)
+    full = image() if few else part
+    lq = apply_degradation(part[y0:y1, x0:x1], params, rng, scale, levels_of=full)
     row, column, size = (top - y0) // scale, (left - x0) // scale, patch_size // scale
     return lq[row : row + size, column : column + size]
 
@@ -262,54 +267,60 @@ def blur_kernel(blur: dict) -> np.ndarray:
     return kernel / kernel.sum()
 
 
-def _blur(image: torch.Tensor, blur: dict | None) -> torch.Tensor:
+def _blur(image: np.ndarray, blur: dict | None) -> np.ndarray:
     """Correlate each channel with the kernel, borders reflected."""
     if blur is None:
         return image
-    pad, height = blur["size"] // 2, image.shape[2]
-    kernel = torch.from_numpy(blur_kernel(blur)).float()
-    # Torch's CPU convolution is 4 times faster on 48 channels than on 3 that are 16 times as large:
-    # stack 16 overlapping strips of the image as channels.
-    rows = math.ceil(height / 16)
-    image = F.pad(F.pad(image, (pad,) * 4, mode="reflect"), (0, 0, 0, 16 * rows - height))
-    strips = image.unfold(2, rows + 2 * pad, rows)  # (1, 3, 16, W + 2 pad, rows + 2 pad)
-    strips = strips.transpose(3, 4).flatten(1, 2)  # (1, 48, rows + 2 pad, W + 2 pad)
-    strips = F.conv2d(strips, kernel.expand(48, 1, -1, -1), groups=48)  # (1, 48, rows, W)
-    return strips.reshape(1, 3, 16 * rows, -1)[:, :, :height]
+    kernel, pad, (height, width) = blur_kernel(blur), blur["size"] // 2, image.shape[1:]
+    # Far taps of a narrow Gaussian change nothing. filter2D leaves out zeros; denormals are slow.
+    kernel[np.abs(kernel) < 1e-16] = 0
+    # Rows of a multiple of 8 pixels: else filter2D rounds a row's last few in another way.
+    right = pad + -(width + 2 * pad) % 8
+    pixels = image.transpose(1, 2, 0)
+    pixels = cv2.copyMakeBorder(pixels, pad, pad, pad, right, cv2.BORDER_REFLECT_101)
+    pixels = cv2.filter2D(pixels, -1, kernel.astype(np.float32))
+    return pixels[pad : pad + height, pad : pad + width].transpose(2, 0, 1)
 
 
-def _resize(image: torch.Tensor, size: tuple[int, int], mode: str) -> torch.Tensor:
-    """To (height, width); no antialiasing and corners not aligned, as in the public code."""
-    return image if image.shape[2:] == size else F.interpolate(image, size=size, mode=mode)
+def _resize(image: np.ndarray, mode: str, **to) -> np.ndarray:
+    """To size=(height, width) or by scale_factor=; no antialiasing and corners not aligned, as in
+    the public code."""
+    if to.get("size") == image.shape[1:]:
+        return image
+    return F.interpolate(torch.from_numpy(image)[None], mode=mode, **to)[0].numpy()
 
 
 def _add_noise(
-    image: torch.Tensor, noise: dict, rng: np.random.Generator, levels_of: np.ndarray | None
-) -> torch.Tensor:
+    image: np.ndarray, noise: dict, rng: np.random.Generator, levels_of: np.ndarray | None
+) -> np.ndarray:
     """Add Gaussian or Poisson noise, one field for all channels if grey; clamped to 0..255.
 
     Poisson as BasicSR's random_add_poisson_noise_pt: scale x the noise of counts whose mean at
     white is the number of 8-bit values in the image, rounded up to a power of two.
     """
     if noise["kind"] == "gaussian":
-        shape = (1, 1 if noise["grey"] else 3, *image.shape[2:])
+        shape = (1 if noise["grey"] else 3, *image.shape[1:])
         field = rng.standard_normal(shape, dtype=np.float32)
         field *= np.float32(noise["sigma"])
     else:
-        signal = image.numpy()
-        # ASSUMED: a thinned full GT has the values of the degraded full image, where HGGT counts.
-        values = None if levels_of is None else levels_of[::4, ::4]
-        if noise["grey"]:
-            signal = np.tensordot(LUMA, signal[0], 1)[None, None]  # (1, 1, H, W)
-            values = None if values is None else (values @ LUMA + 0.5).astype(np.uint8)
-        signal = np.rint(signal).clip(0, 255).astype(np.uint8)
-        levels = np.count_nonzero(np.bincount((signal if values is None else values).ravel()))
+        signal = np.tensordot(LUMA, image, 1)[None] if noise["grey"] else image  # (1 or 3, H, W)
+        signal = np.rint(signal).clip(0, 255).astype(np.uint8, "C")
+        levels = len(np.unique(signal)) if levels_of is None else _levels(levels_of, noise["grey"])
         table = torch.from_numpy(_poisson_noise(peak=2 ** math.ceil(math.log2(levels))))
         index = rng.integers(0, POISSON_DRAWS, signal.shape, dtype=np.int32)
         index += signal.astype(np.int32) * POISSON_DRAWS
-        field = table.index_select(0, torch.from_numpy(index.ravel())).view(index.shape).numpy()
+        field = table.index_select(0, torch.from_numpy(index.ravel())).numpy().reshape(index.shape)
         field *= np.float32(noise["scale"])
-    return (image + torch.from_numpy(field)).clamp_(0, 255)
+    noisy = image + field
+    return noisy.clip(0, 255, out=noisy)
+
+
+def _levels(gt: np.ndarray, grey: bool) -> int:
+    """How many 8-bit values the degraded full image has, or its luma if grey."""
+    # ASSUMED: as many as a thinned full GT; HGGT counts them in the degraded image.
+    values = gt[::4, ::4]
+    values = (values @ LUMA + 0.5).astype(np.uint8) if grey else values
+    return np.count_nonzero(np.bincount(values.ravel()))
 
 
 @lru_cache
@@ -329,28 +340,20 @@ def _poisson_noise(peak: int) -> np.ndarray:
     return table.ravel()
 
 
-def _jpeg(image: torch.Tensor, quality: float) -> torch.Tensor:
+def _jpeg(image: np.ndarray, quality: float) -> np.ndarray:
     """Through a JPEG file in memory, colour at half resolution (4:2:0)."""
     # ASSUMED: a real codec, so quality is rounded to a whole number and the input to 8 bit. The
     # public DiffJPEG takes real numbers and repeats colour samples where the codec interpolates.
-    file = io.BytesIO()
-    picture = Image.fromarray(_to_uint8(image))
-    picture.save(file, "JPEG", quality=round(quality), subsampling="4:2:0")
-    return _to_float(np.asarray(Image.open(file)))
+    bgr = _to_uint8(image[::-1])  # cv2.cvtColor would start threads
+    _, file = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, round(quality)])
+    bgr = cv2.imdecode(file, cv2.IMREAD_COLOR)
+    return cv2.merge(cv2.split(bgr)[::-1]).astype(np.float32).transpose(2, 0, 1)
 
 
-def _to_float(pixels: np.ndarray) -> torch.Tensor:
-    """uint8 (H, W, 3) -> float32 (1, 3, H, W), still 0..255."""
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).float()[None]
-
-
-def _to_uint8(image: torch.Tensor) -> np.ndarray:
-    """float32 (1, 3, H, W) -> uint8 (H, W, 3), clamped and rounded."""
-    planes = image.round().clamp_(0, 255).to(torch.uint8)[0].numpy()
-    pixels = np.empty((*planes.shape[1:], 3), np.uint8)
-    for channel, plane in enumerate(planes):  # twice as fast as a copy of the transposed array
-        pixels[:, :, channel] = plane
-    return pixels
+def _to_uint8(image: np.ndarray) -> np.ndarray:
+    """float32 (3, H, W) -> uint8 (H, W, 3), clamped and rounded."""
+    image = np.rint(image)
+    return cv2.merge([*image.clip(0, 255, out=image).astype(np.uint8)])
 
 
 def usm_sharpen(gt: np.ndarray) -> np.ndarray:
@@ -362,12 +365,12 @@ def usm_sharpen(gt: np.ndarray) -> np.ndarray:
     """
     if min(gt.shape[:2]) <= USM_TAPS // 2:
         raise ValueError(f"GT is {gt.shape[0]} x {gt.shape[1]}: sharpening needs sides over 25")
-    image = _to_float(gt)
+    image = torch.from_numpy(np.ascontiguousarray(gt.transpose(2, 0, 1))).float()
     down, across = _gaussian_matrix(gt.shape[0]), _gaussian_matrix(gt.shape[1]).T
     residual = image - down @ image @ across
     soft_mask = down @ (residual.abs() > 10).float() @ across
     sharp = (image + 0.5 * residual).clamp(0, 255)
-    return _to_uint8(soft_mask * sharp + (1 - soft_mask) * image)
+    return _to_uint8((soft_mask * sharp + (1 - soft_mask) * image).numpy())
 
 
 @lru_cache(maxsize=4)

@@ -95,14 +95,14 @@ def png_size(path: str | Path) -> tuple[int, int]:
 def read_rgb(path: str | Path, rows: int | None = None) -> np.ndarray:
     """Decode one 8-bit RGB image to uint8 (H, W, 3). Raises ValueError naming the file.
 
-    rows: of a PNG, decode only that many from the top; takes as much less time
+    rows: of a PNG, decode only that many from the top, if it has more; takes as much less time
     """
     try:
         file = path
         if rows is not None:
             data = Path(path).read_bytes()
             if data[28:29] == b"\0":  # not interlaced: cut short by a header of fewer rows
-                head = data[12:20] + rows.to_bytes(4, "big") + data[24:29]
+                head = data[12:20] + min(rows.to_bytes(4, "big"), data[20:24]) + data[24:29]
                 crc = zlib.crc32(head).to_bytes(4, "big")
                 file = io.BytesIO(data[:12] + head + crc + data[33:])
         with Image.open(file) as image:
@@ -392,8 +392,9 @@ class Draws:
     weights:    (n, K) sampling weights over the GTs of each set, rows of zeros are dropped; or None
                 to return the patches of all K GTs (amo chooses later, on the training device)
     patch_size: GT patch side in pixels, a multiple of `scale`
-    degrade:    (image uint8 (H, W, 3), top, left, patch_size, rng) -> LQ patch uint8 (h, w, 3);
-                always given the original (the LQ comes from it whatever the GT)
+    degrade:    (read, top, left, patch_size, rng) -> LQ patch uint8 (h, w, 3); read(rows) returns
+                the first rows, or more, of the original (the LQ comes from it whatever the GT),
+                uint8 (rows, W, 3), and read() all
     prepare:    optional uint8 (H, W, 3) -> the same, applied to a decoded image (stage one's USM)
     cache:      optional; cache[index, member] is the decoded image, which is then read from there
 
@@ -445,13 +446,17 @@ class Draws:
             cumulative = np.cumsum(self.weights[index])
             choice = int(np.searchsorted(cumulative / cumulative[-1], pick, side="right"))
             members = [choice]
-        images = {0: self._read(index, 0)}
-        gts = []
+        images = {}
+
+        def original(rows: int | None = None) -> np.ndarray:
+            images[0] = self._read(index, 0, rows)
+            return images[0]
+
+        lq, gts = self.degrade(original, top, left, size, rng), []
         for k in members:
             if k not in images:
                 images[k] = self._read(index, k, rows=top + size)
             gts.append(images[k][top : top + size, left : left + size])
-        lq = self.degrade(images[0], top, left, size, rng)
         if flip:
             lq, gts = lq[:, ::-1], [gt[:, ::-1] for gt in gts]
         patches = np.empty((len(gts), 3, size, size), np.uint8)
@@ -465,7 +470,7 @@ class Draws:
         }
 
     def _read(self, index: int, member: int, rows: int | None = None) -> np.ndarray:
-        """The image, or at least its first rows; the original is always read as a whole."""
+        """The image, or at least its first rows."""
         if self.cache is not None:
             image = self.cache[index, member]
         else:

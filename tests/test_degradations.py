@@ -14,6 +14,7 @@ from models.degradations import (
     apply_degradation,
     blur_kernel,
     crop_with_margin,
+    degrade_patch,
     draw_degradation,
     usm_sharpen,
 )
@@ -229,25 +230,38 @@ def test_sinc_kernel_cuts_off_at_omega_c():
 
 @pytest.mark.parametrize("height, width", [(16, 33), (37, 20), (160, 48)])
 def test_blur_is_correlation_with_reflected_borders(height, width):
-    image = torch.rand(1, 3, height, width) * 255
+    image = np.random.default_rng(0).random((3, height, width), np.float32) * 255
     blur = {"kind": "aniso", "size": 9, "sigma_x": 2.0, "sigma_y": 0.7, "rotation": 0.5}
-    blurred = degradations._blur(image, blur)[0]
-    for channel, expected in zip(blurred, image[0], strict=True):
-        expected = ndimage.correlate(expected.double().numpy(), blur_kernel(blur), mode="mirror")
-        assert np.allclose(channel, expected, atol=1e-3)
+    expected = ndimage.correlate(image.astype(float), blur_kernel(blur)[None], mode="mirror")
+    assert np.allclose(degradations._blur(image, blur), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [3, 5, 9])
+@pytest.mark.parametrize("sigma", [0.1, 0.25, 0.5, 1.0])
+def test_blur_rounds_alike_in_regions_of_any_width(photo, size, sigma):
+    image = photo[:48, :64].astype(np.float32).transpose(2, 0, 1)
+    blur = {"kind": "aniso", "size": size, "sigma_x": sigma, "sigma_y": 1.3 * sigma}
+    blur["rotation"] = 0.4
+    whole = degradations._blur(image, blur)
+    expected = ndimage.correlate(image.astype(float), blur_kernel(blur)[None], mode="mirror")
+    assert np.abs(whole - expected).max() < 1e-4  # the taps left out do not count
+    for width in range(40, 64):
+        part = degradations._blur(image[:, :, :width], blur)
+        inner = width - size // 2
+        assert np.array_equal(part[:, :, :inner], whole[:, :, :inner]), width
 
 
 # ---------------------------------------------------------------- noise
 
 
 def noisy(level, noise, levels=None, size=256):
-    image = torch.full((1, 3, size, size), float(level))
+    image = np.full((3, size, size), level, np.float32)
     levels_of = None
     if levels is not None:  # an image with that many 8-bit values
         levels_of = np.arange(levels, dtype=np.uint8).repeat(16).reshape(-1, 16, 1)
         levels_of = levels_of.repeat(4, 0).repeat(3, 2)
     out = degradations._add_noise(image, noise, np.random.default_rng(0), levels_of)
-    return out[0].numpy().reshape(3, -1) - level
+    return out.reshape(3, -1) - level
 
 
 def test_gaussian_noise():
@@ -274,20 +288,20 @@ def test_poisson_noise(levels, peak, grey):
 
 
 def test_poisson_noise_counts_the_values_of_the_image_itself():
-    image = torch.tensor([60.0, 100, 180]).repeat(1, 3, 300, 100)  # 3 values -> a peak of 4
+    image = np.tile(np.float32([60, 100, 180]), (3, 300, 100))  # 3 values -> a peak of 4
     noise = {"kind": "poisson", "grey": False, "scale": 0.2}
     field = degradations._add_noise(image, noise, np.random.default_rng(0), None) - image
     assert field[..., 1::3].var() == pytest.approx(0.04 * 255 * 100 / 4, rel=0.03)
 
 
 def test_grey_poisson_noise_follows_the_luma():
-    image = torch.tensor([200.0, 100, 50]).view(1, 3, 1, 1).repeat(1, 1, 300, 300)
+    image = np.tile(np.float32([200, 100, 50])[:, None, None], (300, 300))
     noise = {"kind": "poisson", "grey": True, "scale": 0.2}
     levels_of = np.zeros((16, 1024, 3), np.uint8)
     levels_of[..., 2] = np.arange(1024) // 4  # 256 values of blue are 30 of luma: a peak of 32
     field = degradations._add_noise(image, noise, np.random.default_rng(0), levels_of) - image
     luma = 0.2989 * 200 + 0.587 * 100 + 0.114 * 50
-    assert np.ptp(field.numpy(), axis=1).max() < 1e-3
+    assert np.ptp(field, axis=0).max() < 1e-3
     assert field.var() == pytest.approx(0.04 * 255 * luma / 32, rel=0.03)
 
 
@@ -369,7 +383,7 @@ def test_two_rounds_end_in_either_order(photo):
 def test_sizes_on_the_way(photo, monkeypatch):
     seen, jpeg = [], degradations._jpeg
     monkeypatch.setattr(
-        degradations, "_jpeg", lambda x, q: (seen.append((*x.shape[2:], q)), jpeg(x, q))[1]
+        degradations, "_jpeg", lambda x, q: (seen.append((*x.shape[1:], q)), jpeg(x, q))[1]
     )
     gt, rng = photo[:320, :400], np.random.default_rng(0)
     params = plain("one_round")
@@ -496,6 +510,26 @@ def test_region_equals_full_image(photo, setting, most):
             shifted += (patch != full).sum()
     assert off <= most * total, off / total
     assert shifted > 0.02 * total, "the comparison is blind"
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("few", [False, True])
+def test_patch_of_the_first_rows_equals_that_of_the_full_image(photo, setting, few):
+    """`few`: Poisson noise depends on the number of values, of which the first rows have 20."""
+    image = photo // 16 * 13 if few else photo
+    image = np.concatenate([image, photo[:200]])
+    asked = []
+
+    def read(rows=None):
+        asked.append(rows)
+        return image[:rows]
+
+    for i, (top, left) in enumerate(places(photo, 128, 9)):
+        of_full, of_rows = (
+            degrade_patch(source, top, left, 128, np.random.default_rng(i), setting)
+            for source in (image, read))
+        assert np.array_equal(of_full, of_rows)
+    assert (None in asked) == few
 
 
 @pytest.mark.parametrize("setting, margin", [("one_round", 32), ("two_round", 64)])
