@@ -50,7 +50,6 @@ from models.degradations import degrade_patch, usm_sharpen
 from models.discriminator import UNetDiscriminatorSN
 from models.distributed import (
     Interrupt,
-    StepDraws,
     any_rank,
     clean_exit,
     dead_worker_named,
@@ -60,7 +59,8 @@ from models.distributed import (
     main_first,
     outlive_signals,
 )
-from models.hggt import Draws, MultiGT, check_data, check_patch_size, load_sets, read_rgb
+from models.draws import Draws, StepDraws, check_patch_size
+from models.hggt import MultiGT, check_data, load_sets, read_rgb
 from models.iqa import load_iqa, min_side
 from models.losses import LossWatch, VGG19Loss, gan_loss_d, gan_loss_g, laplacian_loss
 from models.rrdb import RRDBNet
@@ -301,7 +301,7 @@ def fit(args: argparse.Namespace, net_g: nn.Module, reward: nn.Module | None = N
     if args.sampler in ("upos", "smp") and sets.labels is None:
         raise ValueError(f"{args.data}: --sampler {args.sampler} needs labels/<range>/A,B,C; "
                          "use origs_only, rand, sma or amo without them")
-    check_patch_size(sets, args.patch_size)
+    check_patch_size(sets.paths, sets.sizes, args.patch_size)
     shape = (len(sets.names), len(sets.paths[0]))
     stage_one = args.lambda_p == 0 and args.lambda_a == 0 and reward is None
     iqa = quality = None
@@ -352,7 +352,7 @@ def fit(args: argparse.Namespace, net_g: nn.Module, reward: nn.Module | None = N
         quality = image_quality(args, sets, iqa)
     weights = sampling_weights(args.sampler, sets.labels, quality, args.tau, shape)
     make_draws = functools.partial(
-        Draws, sets, patch_size=args.patch_size, seed=args.seed,
+        Draws, sets.paths, sets.sizes, patch_size=args.patch_size, seed=args.seed, read=read_rgb,
         degrade=functools.partial(degrade_patch, setting=preset["degradation"]),
         # Real-ESRNet trains on USM-sharpened GT; stage two does not (HGGT).
         prepare=usm_sharpen if stage_one and preset["degradation"] == "two_round" else None,

@@ -3,27 +3,33 @@
     python -m benchmarks.loader                    # photographs as 512 x 512 PNG, about 2 minutes
     python -m benchmarks.loader --data datasets/HGGT --steps-per-second 9.5
 
-The baseline does what is usual: decode all five ground truths to float, degrade the full original,
-then crop; its steps are the project's own functions. It runs twice, the second time as the null
-arm. Writes results/loader_cpu.csv. Files are read once before, so that no disk is timed.
+The baseline does what is usual: decode all five ground truths to float, degrade the full original
+with torch's convolution, numpy's Poisson counts and Pillow's JPEG, then crop. It runs twice, the
+second time as the null arm, and once more with the project's own functions in those places. Writes results/loader_cpu.csv. Files are read once before, so that no disk is timed.
 """
 
 import argparse
 import functools
+import io
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from benchmarks.common import abba, spread, write_results
 from benchmarks.photos import write_sets
 from models.cache import PixelCache
+from models import degradations
 from models.degradations import apply_degradation, degrade_patch, draw_degradation
-from models.hggt import Draws, load_sets, read_rgb
+from models.draws import Draws, StepDraws
+from models.hggt import load_sets, read_rgb
 from models.samplers import sampling_weights
-from train_sr import PRESETS, StepDraws
+from train_sr import PRESETS
 
 SAMPLERS = ("upos", "sma", "amo")
 SAMPLES, WORKER_SAMPLES = 12, 48  # per timed call
@@ -31,15 +37,53 @@ SAMPLES, WORKER_SAMPLES = 12, 48  # per timed call
 STEPS_PER_SECOND = {"swinir": 10.2, "rrdb": 6.0}
 
 
-def baseline_sample(draws: Draws, setting: str, draw: int) -> dict[str, torch.Tensor]:
+def plain_blur(image: np.ndarray, blur: dict | None) -> np.ndarray:
+    """degradations._blur as a convolution of three channels."""
+    if blur is None:
+        return image
+    kernel = torch.from_numpy(degradations.blur_kernel(blur)).float().expand(3, 1, -1, -1)
+    padded = F.pad(torch.from_numpy(image)[None], (blur["size"] // 2,) * 4, mode="reflect")
+    return F.conv2d(padded, kernel, groups=3)[0].numpy()
+
+
+def plain_noise(
+    image: np.ndarray, noise: dict, rng: np.random.Generator, levels_of: object
+) -> np.ndarray:
+    """degradations._add_noise with a Poisson count per value."""
+    grey = noise["grey"]
+    if noise["kind"] == "gaussian":
+        shape = (1 if grey else 3, *image.shape[1:])
+        field = rng.standard_normal(shape, dtype=np.float32) * np.float32(noise["sigma"])
+    else:
+        signal = np.tensordot(degradations.LUMA, image, 1)[None] if grey else image
+        signal = np.rint(signal).clip(0, 255)
+        peak = 2 ** np.ceil(np.log2(len(np.unique(signal))))
+        field = (rng.poisson(signal / 255 * peak) / peak * 255 - signal) * noise["scale"]
+    return (image + field.astype(np.float32)).clip(0, 255)
+
+
+def plain_jpeg(image: np.ndarray, quality: float) -> np.ndarray:
+    """degradations._jpeg by Pillow."""
+    pixels, file = np.rint(image).clip(0, 255).astype(np.uint8).transpose(1, 2, 0), io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(file, "JPEG", quality=round(quality))
+    return np.asarray(Image.open(file)).transpose(2, 0, 1).astype(np.float32)
+
+
+PLAIN = {"_blur": plain_blur, "_add_noise": plain_noise, "_jpeg": plain_jpeg}
+
+
+def baseline_sample(
+    draws: Draws, setting: str, operations: dict, draw: int
+) -> dict[str, torch.Tensor]:
     """The sample of a draw with all five GTs, decoded and degraded as a whole, then cropped."""
     index, size = draws.set_of(draw), draws.patch_size
     rng = np.random.default_rng((draws.seed, draw))
-    decoded = [read_rgb(path) for path in draws.sets.paths[index]]
+    decoded = [read_rgb(path) for path in draws.paths[index]]
     images = [image.astype(np.float32) / 255 for image in decoded]
-    full = apply_degradation(decoded[0], draw_degradation(rng, setting), rng)
+    with mock.patch.multiple(degradations, **operations):
+        full = apply_degradation(decoded[0], draw_degradation(rng, setting), rng)
     full = full.astype(np.float32) / 255
-    height, width = draws.sets.sizes[index]
+    height, width = draws.sizes[index]
     top, left = (int(rng.integers((n - size) // 4 + 1)) for n in (height, width))
     lq = full[top : top + size // 4, left : left + size // 4]
     gts = [x[4 * top : 4 * top + size, 4 * left : 4 * left + size] for x in images]
@@ -57,7 +101,8 @@ def make_draws(sets, pixels: PixelCache) -> dict[tuple[str, str, bool], Draws]:
     quality = rng.uniform(30, 70, shape)
     return {
         (net, sampler, cached): Draws(
-            sets, sampling_weights(sampler, labels, quality, 10.0, shape), 256, 0,
+            sets.paths, sets.sizes, sampling_weights(sampler, labels, quality, 10.0, shape), 256, 0,
+            read_rgb,
             functools.partial(degrade_patch, setting=PRESETS[net]["degradation"]),
             cache=pixels if cached else None)
         for net in STEPS_PER_SECOND for sampler in SAMPLERS for cached in (False, True)
@@ -86,8 +131,10 @@ def main(args: argparse.Namespace) -> None:
         for net, usual in STEPS_PER_SECOND.items():
             setting = PRESETS[net]["degradation"]
             wanted = (args.steps_per_second or usual) * PRESETS[net]["batch_size"]  # samples/s
-            plain = functools.partial(baseline_sample, every[net, "amo", False], setting)
-            arms = {"baseline": plain, "baseline_null": plain}
+            naive = functools.partial(baseline_sample, every[net, "amo", False], setting)
+            arms = {"baseline": functools.partial(naive, PLAIN),
+                    "baseline_null": functools.partial(naive, PLAIN),
+                    "own_operations": functools.partial(naive, {})}
             for sampler in SAMPLERS:
                 for cached in (False, True):
                     arms[sampler + "_cache" * cached] = every[net, sampler, cached].__getitem__
@@ -113,7 +160,8 @@ def main(args: argparse.Namespace) -> None:
         "512x512 PNG photographs" if not args.data else args.data,
         f"workers 0: CPU time of one core, {args.repeats} times {SAMPLES} samples: median, "
         f"minimum, maximum; else wall time of {WORKER_SAMPLES} samples by that many processes",
-        "baseline: decode five to float, degrade the full original, crop; baseline_null: itself",
+        "baseline: decode five to float, degrade the full original with torch's convolution, "
+        "numpy's Poisson and Pillow's JPEG, crop; baseline_null: itself; own_operations: with ours",
         f"cores_for_gpu: that feed a GPU of {rates}"])
 
 

@@ -33,7 +33,8 @@ from benchmarks.photos import write_sets
 from models import swinir
 from models.degradations import degrade_patch
 from models.discriminator import UNetDiscriminatorSN
-from models.hggt import Draws, load_sets
+from models.draws import Draws
+from models.hggt import load_sets, read_rgb
 from models.iqa import load_iqa
 from models.losses import VGG19_LAYERS, VGG19_WEIGHTS, VGG19Loss, gan_loss_g
 from models.samplers import choose_argmax, sampling_weights
@@ -191,7 +192,8 @@ def make_draws(root: Path, net: str, patch: int, amo: bool) -> Draws:
     shape = (len(sets.names), len(sets.paths[0]))
     weights = None if amo else sampling_weights("rand", None, None, 1, shape)
     setting = train_sr.PRESETS[net]["degradation"]
-    return Draws(sets, weights, patch, 0, functools.partial(degrade_patch, setting=setting))
+    return Draws(sets.paths, sets.sizes, weights, patch, 0, read_rgb,
+                 functools.partial(degrade_patch, setting=setting))
 
 
 def argmax_flips(root: Path, count: int, patch: int, device: torch.device) -> str:

@@ -105,24 +105,6 @@ def _count(event: str, more: int = 1) -> int:
         return more
 
 
-class StepDraws:
-    """Batch sampler: the draw numbers of one rank for the steps first..last (1-based)."""
-
-    def __init__(self, first: int, last: int, batch_size: int, rank: int, world: int):
-        self.first, self.last, self.batch_size = first, last, batch_size
-        self.share, self.rank = batch_size // world, rank
-
-    def __len__(self) -> int:
-        return max(0, self.last - self.first + 1)
-
-    def __iter__(self):
-        return map(self.of_step, range(self.first, self.last + 1))
-
-    def of_step(self, step: int) -> range:
-        start = (step - 1) * self.batch_size + self.rank * self.share
-        return range(start, start + self.share)
-
-
 @contextlib.contextmanager
 def dead_worker_named():
     """OSError, one line, where a data worker was killed: torch raises at any point of the loop."""

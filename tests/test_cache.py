@@ -16,7 +16,8 @@ from models import cache
 from models.cache import PixelCache
 from models.checkpoint import load_file
 from models.degradations import degrade_patch, usm_sharpen
-from models.hggt import Draws, load_sets, read_rgb
+from models.draws import Draws, StepDraws
+from models.hggt import load_sets, read_rgb
 from models.samplers import sampling_weights
 
 SIZES = ((96, 120), (101, 96), (150, 133))  # height, width
@@ -51,9 +52,10 @@ def test_samples_are_those_without(data, tmp_path, setting):
         weights = sampling_weights(sampler, sets.labels, quality, 10.0, (3, 5))
         for prepare in (None, usm_sharpen) if sampler == "origs_only" else (None,):
             plain, cached = (
-                Draws(sets, weights, 64, 3, functools.partial(degrade_patch, setting=setting),
-                      prepare=prepare, cache=c) for c in (None, pixels))
-            steps = train_sr.StepDraws(1, 4, 3, 0, 1)
+                Draws(sets.paths, sets.sizes, weights, 64, 3, read_rgb,
+                      functools.partial(degrade_patch, setting=setting), prepare=prepare,
+                      cache=c) for c in (None, pixels))
+            steps = StepDraws(1, 4, 3, 0, 1)
             loaded = [
                 list(DataLoader(draws, batch_sampler=steps, num_workers=workers,
                                 multiprocessing_context="fork" if workers else None))

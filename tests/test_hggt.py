@@ -20,7 +20,8 @@ from make_data import make_hggt, smooth_image, write_votes
 from PIL import Image
 
 from models import hggt
-from models.hggt import Draws, check_data, index_sets, load_sets, png_size, read_rgb, vote
+from models.draws import Draws
+from models.hggt import check_data, index_sets, load_sets, png_size, read_rgb, vote
 from models.rrdb import RRDBNet
 from train_sr import PRESETS
 
@@ -190,7 +191,8 @@ def stub_degrade(read, top, left, patch_size, rng):
 
 
 def make_draws(root, weights, **kw):
-    return Draws(load_sets(root), weights, 32, kw.pop("seed", 3), stub_degrade, **kw)
+    sets, settings = load_sets(root), {"patch_size": 32, "seed": 3, "read": hggt.read_rgb}
+    return Draws(sets.paths, sets.sizes, weights, degrade=stub_degrade, **settings | kw)
 
 
 def test_draw_is_a_function_of_seed_and_draw(tmp_path):
@@ -275,9 +277,9 @@ def test_first_rows_of_a_png(tmp_path):
 def test_patch_must_fit(tmp_path):
     make_hggt(tmp_path, n=2)
     with pytest.raises(ValueError, match="64x64 is smaller than --patch-size 128"):
-        Draws(load_sets(tmp_path), None, 128, 0, stub_degrade)
+        make_draws(tmp_path, None, patch_size=128)
     with pytest.raises(ValueError, match="multiple of 4"):
-        Draws(load_sets(tmp_path), None, 30, 0, stub_degrade)
+        make_draws(tmp_path, None, patch_size=30)
 
 
 def test_mixed_ranges_refused(tmp_path):
