@@ -5,7 +5,8 @@
 
 The baseline does what is usual: decode all five ground truths to float, degrade the full original
 with torch's convolution, numpy's Poisson counts and Pillow's JPEG, then crop. It runs twice, the
-second time as the null arm, and once more with the project's own functions in those places. Writes results/loader_cpu.csv. Files are read once before, so that no disk is timed.
+second time as the null arm, and once more with the project's own functions in those places. Writes
+results/loader_cpu.csv. Files are read once before, so that no disk is timed.
 """
 
 import argparse
@@ -23,8 +24,8 @@ from torch.utils.data import DataLoader
 
 from benchmarks.common import abba, spread, write_results
 from benchmarks.photos import write_sets
-from models.cache import PixelCache
 from models import degradations
+from models.cache import PixelCache
 from models.degradations import apply_degradation, degrade_patch, draw_degradation
 from models.draws import Draws, StepDraws
 from models.hggt import load_sets, read_rgb
@@ -70,6 +71,7 @@ def plain_jpeg(image: np.ndarray, quality: float) -> np.ndarray:
 
 
 PLAIN = {"_blur": plain_blur, "_add_noise": plain_noise, "_jpeg": plain_jpeg}
+OWN = {name: getattr(degradations, name) for name in PLAIN}
 
 
 def baseline_sample(
@@ -134,7 +136,7 @@ def main(args: argparse.Namespace) -> None:
             naive = functools.partial(baseline_sample, every[net, "amo", False], setting)
             arms = {"baseline": functools.partial(naive, PLAIN),
                     "baseline_null": functools.partial(naive, PLAIN),
-                    "own_operations": functools.partial(naive, {})}
+                    "own_operations": functools.partial(naive, OWN)}
             for sampler in SAMPLERS:
                 for cached in (False, True):
                     arms[sampler + "_cache" * cached] = every[net, sampler, cached].__getitem__
