@@ -15,6 +15,7 @@ import torch
 from make_data import make_hggt
 from torch import nn
 
+import finetune_lora
 import train_sr
 from models.checkpoint import load_file, read_state
 from models.samplers import choose_argmax, sampling_weights
@@ -153,6 +154,12 @@ def run(script, *flags, cwd, processes=0, ok=True):
     return result
 
 
+def call(module, *flags, cwd, monkeypatch):
+    """As run, in this process: a second instead of five."""
+    monkeypatch.chdir(cwd)
+    module.main(module.parse_args([str(flag) for flag in flags]))
+
+
 TINY = ("--net", "swinir_tiny", "--data", "HGGT", "--perceptual", "laplacian", "--patch-size", 32,
         "--batch-size", 2, "--num-workers", 0, "--log-every", 2, "--lr", 1e-3,
         "--iqa", "test_train:sharpness")
@@ -228,23 +235,24 @@ def test_two_processes_agree_with_one(base):
         assert all(abs(float(a[k]) - float(b[k])) < 1e-4 for k in a)
 
 
-def test_training_and_fine_tuning_by_several_metrics(base):
+def test_training_and_fine_tuning_by_several_metrics(base, monkeypatch, capsys):
     """Sharpness picks the last member; with darkness weighing as much, it is no longer alone."""
     two = ("--sampler", "amo", "--init", "stage1/net_g_ema.pt", "--iqa", "test_train:sharpness",
            "test_train:darkness")
-    done = run("train_sr.py", *TINY, *two, "--steps", 4, "--out", "both", cwd=base)
-    said = [line for line in done.stdout.splitlines() if line.startswith("--iqa")]
+    call(train_sr, *TINY, *two, "--steps", 4, "--out", "both", cwd=base, monkeypatch=monkeypatch)
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("--iqa")]
     scale = load_file(base / "both/last.pt")["iqa_scale"]
     assert scale.shape == (2, 2) and len(said) == 2
     assert said[1].startswith(f"--iqa test_train:darkness: {scale[0, 1]:.4g} ± {scale[1, 1]:.4g}")
     assert float(read_log(base / "both/log.csv")[-1]["share_4"]) < 1
     assert "test_train_sharpness+test_train_darkness" in str(
         load_file(base / "both/last.pt")["settings"])
-    # Stopped, and resumed by two processes: the scale is that of last.pt, not computed anew
-    run("train_sr.py", *TINY, *two, "--steps", 2, "--out", "both2", cwd=base)
-    done = run("train_sr.py", *TINY, *two, "--steps", 4, "--out", "both2", cwd=base, processes=2)
-    assert "±" not in done.stdout
-    same_weights(base / "both/last.pt", base / "both2/last.pt", tolerance=1e-5)
+    # Stopped and resumed: the scale is that of last.pt, not computed anew
+    call(train_sr, *TINY, *two, "--steps", 2, "--out", "both2", cwd=base, monkeypatch=monkeypatch)
+    assert "±" in capsys.readouterr().out
+    call(train_sr, *TINY, *two, "--steps", 4, "--out", "both2", cwd=base, monkeypatch=monkeypatch)
+    assert "±" not in capsys.readouterr().out
+    same_weights(base / "both/last.pt", base / "both2/last.pt")
     assert torch.equal(load_file(base / "both2/last.pt")["iqa_scale"], scale)
     # Fine-tuning: two processes take the scale from the first; the folder is named by both
     run("finetune_lora.py", *TINY, "--sampler", "upos", "--init", "both/net_g_ema.pt", *two[4:],
@@ -254,10 +262,9 @@ def test_training_and_fine_tuning_by_several_metrics(base):
     assert np.isfinite(reward).all() and reward[0] != 0 and (folder / "lora.pt").is_file()
 
 
-def test_readme_examples_of_ones_own_quality_models(base, tmp_path):
+def test_readme_examples_of_ones_own_quality_models(base, tmp_path, monkeypatch):
     text = (ROOT / "README.md").read_text().split("## Bring your own")[1].split("\n## ")[0]
-    for name in ("train_sr.py", "finetune_lora.py"):
-        (tmp_path / name).write_text((ROOT / name).read_text())
+    shutil.copy(ROOT / "train_sr.py", tmp_path)  # whose folder is searched for my_iqa.py
     (tmp_path / "models").symlink_to(ROOT / "models")
     (tmp_path / "HGGT").symlink_to(base / "HGGT")
     for name in ("swinir-stage1", "swinir-amo"):
@@ -266,13 +273,15 @@ def test_readme_examples_of_ones_own_quality_models(base, tmp_path):
     (tmp_path / "my_iqa.py").write_text(re.search(r"```python\n(# my_iqa.*?)```", text, re.S)[1])
     commands = [c for c in text.splitlines() if c.startswith("python ") and "--iqa" in c]
     assert len(commands) == 3 and "--iqa musiq topiq_nr " in commands[2]
-    for number, line in enumerate(commands):
-        line = line.replace("musiq topiq_nr", "test_train:sharpness test_train:darkness")
-        command = [sys.executable, *shlex.split(line)[1:], *map(str, TINY[:-2]), "--steps", "2",
-                   "--out", str(number)]
-        done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True,
-                              text=True, timeout=100)
-        assert done.returncode == 0, done.stderr[-800:]
+    tiny = (*map(str, TINY[:-2]), "--steps", "2", "--out")
+    done = subprocess.run([sys.executable, *shlex.split(commands[0])[1:], *tiny, "0"],
+                          cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-800:]
+    monkeypatch.syspath_prepend(tmp_path)
+    call(finetune_lora, *shlex.split(commands[1])[2:], *tiny, 1, cwd=tmp_path,
+         monkeypatch=monkeypatch)
+    two = commands[2].replace("musiq topiq_nr", "test_train:sharpness test_train:darkness")
+    call(train_sr, *shlex.split(two)[2:], *tiny, 2, cwd=tmp_path, monkeypatch=monkeypatch)
     shares = read_log(tmp_path / "0/log.csv")[-1]
     assert float(shares["share_4"]) == 1  # the contrast grows with the member
     assert float(read_log(tmp_path / "1/log.csv")[-1]["l_iqa"]) < 0
@@ -311,28 +320,22 @@ def test_tensorboard_shows_what_log_csv_holds(base):
         assert np.allclose(list(values.values()), [float(row[tag]) for row in log], rtol=1e-5)
 
 
-def test_tensorboard_forgets_what_a_resume_takes_back(base):
+def test_tensorboard_forgets_what_a_resume_takes_back(base, monkeypatch):
     flags = (*TINY, "--sampler", "amo", "--init", "stage1/net_g_ema.pt", "--sample-every", 2,
              "--out", "board", "--log-every", 1)
-    run("train_sr.py", *flags, "--steps", 2, cwd=base)
+    call(train_sr, *flags, "--steps", 2, cwd=base, monkeypatch=monkeypatch)
     before = load_file(base / "board/last.pt")
-    run("train_sr.py", *flags, "--steps", 4, cwd=base)
+    call(train_sr, *flags, "--steps", 4, cwd=base, monkeypatch=monkeypatch)
     torch.save(before, base / "board/last.pt")  # as if the second run had been killed
-    run("train_sr.py", *flags, "--steps", 6, cwd=base)
+    call(train_sr, *flags, "--steps", 6, cwd=base, monkeypatch=monkeypatch)
     scalars, images = board(base / "board")
     assert list(scalars["l_pix"]) == [1, 2, 3, 4, 5, 6] and images == [2, 4, 6]
 
 
-def test_training_without_tensorboard(base, tmp_path):
-    (tmp_path / "tensorboard.py").write_text("raise ImportError('not installed')")
-    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import runpy; " \
-           f"sys.argv = ['train_sr.py', *sys.argv[1:]]; " \
-           f"runpy.run_path({str(ROOT / 'train_sr.py')!r}, run_name='__main__')"
-    flags = (*TINY, "--sampler", "rand", "--init", "stage1/net_g_ema.pt", "--steps", 2,
-             "--sample-every", 2, "--out", "plain")
-    done = subprocess.run([sys.executable, "-c", code, *map(str, flags)], cwd=base, text=True,
-                          env=environment(), capture_output=True, timeout=100)
-    assert done.returncode == 0, done.stderr[-800:]
+def test_training_without_tensorboard(base, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # its import raises
+    call(train_sr, *TINY, "--sampler", "rand", "--init", "stage1/net_g_ema.pt", "--steps", 2,
+         "--sample-every", 2, "--out", "plain", cwd=base, monkeypatch=monkeypatch)
     assert sorted(p.name for p in (base / "plain").iterdir()) == [
         "last.pt", "log.csv", "net_g_ema.pt", "samples"]
 
