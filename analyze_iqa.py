@@ -54,7 +54,7 @@ DISPLAY = {
 }  # fmt: skip
 TOP = 7  # PAPER: Sec. 3.1, metrics that go on to phase II and HGGT
 RESAMPLES = 1000  # of the bootstrap
-DECODED_BYTES = 2**32  # of images that each process keeps for the next metric
+DECODED_BYTES = 2**32  # of images that all processes keep for the next metric
 COLUMNS = ("image1", "image2", "score", "model1", "model2")  # of a manifest
 
 
@@ -369,7 +369,7 @@ def main(args: argparse.Namespace) -> None:
     def score(metrics: list[Metric], *keys: np.ndarray) -> dict[str, Scores]:
         wanted = {key: images[key] for array in keys for key in array.flat}
         where = (wanted, out / "scores", device, args.batch_size, rank, world, gather,
-                 keep_decoded(DECODED_BYTES))
+                 keep_decoded(DECODED_BYTES // world if len(metrics) > 1 else 0))
         scores = {m.name: score_images(m.spec, functools.partial(build, m), *where)
                   for m in metrics}
         scores = {name: s for name, s in scores.items() if s is not None}

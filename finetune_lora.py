@@ -11,7 +11,8 @@
 
 In:  --init, a network trained by train_sr.py (or a public one); --data as there.
 Out: --out (default runs/<net>-<sampler>+FT...) with lora.pt (the adapters), net_g_ema.pt (merged: a
-     plain network again, no extra cost), last.pt, log.csv, samples/*.png. Resumes by itself.
+     plain network again, no extra cost), last.pt, log.csv, samples/*.png, tensorboard/. Resumes by
+     itself.
 """
 
 import argparse
@@ -43,8 +44,7 @@ def main(args: argparse.Namespace) -> None:
         weights = (("Q", args.lambda_q, 0.05), ("A", args.lambda_a, 0.0), ("P", args.lambda_p, 1.0))
         variant = "_full" if args.full else ""
         variant += "".join(f"_{key}{value:g}" for key, value, usual in weights if value != usual)
-        metrics = "+".join(name.partition("@")[0].replace(":", ".") for name in args.iqa)
-        variant += f"_{metrics}" * (args.iqa != ["musiq"])
+        variant += train_sr.other_metrics(args)
         variant += f"-seed{args.seed}" * (args.seed > 0)
         args.out = f"runs/{args.net}-{args.sampler}+FT{variant}"
     train_sr.complete_settings(args)

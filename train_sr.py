@@ -157,6 +157,12 @@ def load_discriminator(net_d: nn.Module, path: str) -> None:
         raise ValueError(f"{path}: holds no discriminator of this size for --init-d") from error
 
 
+def other_metrics(args: argparse.Namespace) -> str:
+    """What --iqa adds to the name of a run folder: nothing if it is the paper's."""
+    names = "+".join(name.partition("@")[0].replace(":", ".") for name in args.iqa)
+    return "" if names == "musiq" else f"_{names}"
+
+
 def load_quality(args: argparse.Namespace, side: int, differentiable: bool = False) -> nn.Module:
     """--iqa for images of that smaller side: one NR-IQA, or several as one, not yet calibrated."""
     for name in args.iqa:
@@ -348,9 +354,6 @@ def fit(args: argparse.Namespace, net_g: nn.Module, reward: nn.Module | None = N
         log = TrainingLog(out, header, done, args.log_every)
 
     # The samples: which set, patch, flip, degradation and GT is a function of (seed, draw)
-    if args.sampler in ("sma", "smp"):
-        quality = image_quality(args, sets, iqa)
-    weights = sampling_weights(args.sampler, sets.labels, quality, args.tau, shape)
     make_draws = functools.partial(
         Draws, sets.paths, sets.sizes, patch_size=args.patch_size, seed=args.seed, read=read_rgb,
         degrade=functools.partial(degrade_patch, setting=preset["degradation"]),
@@ -359,12 +362,16 @@ def fit(args: argparse.Namespace, net_g: nn.Module, reward: nn.Module | None = N
         cache=args.cache and main_first(lambda: PixelCache(args.cache, sets.root, sets.paths,
                                                            sets.sizes, read_rgb)),
     )
-    draws, scale = make_draws(weights), state and state.get("iqa_scale")
+    scale = state and state.get("iqa_scale")
     scored = [m for m in (args.sampler == "amo" and iqa, reward) if isinstance(m, MeanOfMetrics)]
     if scored and scale is None:
-        scale = gather(calibrate(args, make_draws(None), scored[0]) if rank == 0 else None)[0]
+        no_lq = make_draws(None, degrade=lambda read, top, _, size, rng: read(top + size)[:1, :1])
+        scale = gather(calibrate(args, no_lq, scored[0]) if rank == 0 else None)[0]
     for metric in scored:
         metric.scale = scale.to(device)
+    if args.sampler in ("sma", "smp"):
+        quality = image_quality(args, sets, iqa)
+    draws = make_draws(sampling_weights(args.sampler, sets.labels, quality, args.tau, shape))
 
     # Wrapped networks for the gradient steps, the bare ones for everything else. The buffers
     # (masks, spectral norm's vectors) evolve identically on every rank and need no broadcast.
@@ -493,6 +500,7 @@ def complete_settings(args: argparse.Namespace) -> None:
         "lr": 2e-4 if stage_one else 1e-4,
         "milestones": milestones,
         "out": f"runs/{args.net}-{'stage1' if stage_one else args.sampler}"
+        + other_metrics(args) * (args.sampler in ("sma", "smp", "amo"))
         + (f"-seed{args.seed}" if args.seed else ""),
         "bf16": args.device.type == "cuda" and torch.cuda.get_device_capability() >= (8, 0),
     }
@@ -504,6 +512,8 @@ def complete_settings(args: argparse.Namespace) -> None:
     for name in ("tau", "steps", "batch_size", "patch_size", "log_every", "save_every"):
         if getattr(args, name) <= 0:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be positive")
+    if len(set(args.iqa)) < len(args.iqa):
+        raise ValueError(f"--iqa {' '.join(args.iqa)}: a metric twice; name each once")
     if args.patch_size % 8:
         raise ValueError(f"--patch-size {args.patch_size}: must be a multiple of 8")
 

@@ -156,7 +156,8 @@ def compare_logs(runs: Path, reference: Path) -> None:
     logs: list[dict[str, list[dict[str, str]]]] = [{}, {}]
     header, rows = training_logs(runs)
     ours = [dict(zip(header, row, strict=True)) for row in rows]
-    for log, table in zip(logs, (ours, read_csv(reference, header)[0]), strict=True):
+    theirs = read_csv(reference, ("run", "step", "l_pix"))[0]
+    for log, table in zip(logs, (ours, theirs), strict=True):
         for row in table:
             log.setdefault(row["run"], []).append(row)
     equal = 0

@@ -40,7 +40,7 @@ def load_file(path: str | Path) -> dict:
     except ImportError as error:
         raise ValueError(f"{path}: reading it needs: pip install safetensors") from error
     except Exception as error:  # a foreign file makes torch.load raise almost anything
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:120]
         raise ValueError(f"{path}: not a readable weight file ({reason})") from error
     if not isinstance(data, dict):
         raise ValueError(f"{path}: holds a {type(data).__name__}, not a dict of weights")
@@ -206,9 +206,8 @@ class TrainingLog:
         """image: uint8 (H, W, 3)"""
         from PIL import Image
 
-        path = self.out / "samples" / f"{step:06d}.png"
-        path.parent.mkdir(exist_ok=True)
-        Image.fromarray(image).save(path)
+        with replacing(self.out / "samples" / f"{step:06d}.png") as temporary:
+            Image.fromarray(image).save(temporary, "PNG")
         if board := self._writer():
             board.add_image("samples", image, step, dataformats="HWC")
             board.flush()

@@ -30,7 +30,7 @@ class Draws:
     read:       (path, rows) -> at least its first rows, uint8 (H, W, 3); all where rows is None
     degrade:    (read, top, left, patch_size, rng) -> LQ patch uint8 (h, w, 3); read(rows) returns
                 the first rows, or more, of the original (the LQ comes from it whatever the GT),
-                uint8 (rows, W, 3), and read() all
+                uint8 (rows, W, 3), and read() all; at least the patch's are to be read
     prepare:    optional uint8 (H, W, 3) -> the same, applied to a decoded image (stage one's USM)
     cache:      optional; cache[index, member] is the decoded image, which is then read from there
 

@@ -36,7 +36,7 @@ from tqdm import tqdm
 ANNOTATORS = ("A", "B", "C")
 LABEL_VALUES = {"positive": 1, "similar": 0, "negative": -1}
 INDEX_FILE = ".multi_gt_index.json"
-LAYOUT_HELP = "expected Train/images/<range>/original, images/original, original or *.png in it"
+LAYOUT_HELP = "expected Train/images/<range>/original, images/original, original, *.png in it"
 RECORD_FILE = "enhance.json"  # which checkpoints a made set is of
 PHOTO_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF")  # Pillow's names
 
@@ -398,7 +398,11 @@ def enhance(
     digests = {n: hashlib.sha256(path.read_bytes()).hexdigest() for n, path in files.items()}
     record = {"crop": crop, "checkpoints": {}}
     if (out / RECORD_FILE).exists():
-        record = json.loads((out / RECORD_FILE).read_text())
+        try:
+            record = json.loads((out / RECORD_FILE).read_text())
+            record["crop"], dict(record["checkpoints"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{out / RECORD_FILE}: is damaged; give another OUT") from error
     elif out.exists() and any(p.name[0] != "." for p in out.iterdir()):
         raise ValueError(f"{out}: holds files of another origin; give a new or empty folder")
     if record["crop"] != crop:
@@ -451,8 +455,13 @@ def _find_photos(folder: Path, crop: int | None) -> list[Path]:
     for path in paths:
         try:
             with Image.open(path, formats=PHOTO_FORMATS) as image:
-                if image.mode != "RGB":
-                    problems.append(f"{path}: mode {image.mode}; convert it to 8-bit RGB")
+                bits = max(getattr(image, "tag_v2", {}).get(258, (8,)))  # of a TIFF
+                if image.format == "PNG":
+                    with open(path, "rb") as file:
+                        bits = file.read(25)[24]
+                if image.mode != "RGB" or bits > 8:
+                    mode = f"{bits}-bit RGB" if image.mode == "RGB" else image.mode
+                    problems.append(f"{path}: mode {mode}; convert it to 8-bit RGB")
                 elif crop and min(image.size) < crop:
                     problems.append(f"{path}: is smaller than --crop {crop}; remove it")
         except Exception as error:  # a broken file makes Pillow raise almost anything
@@ -560,4 +569,4 @@ if __name__ == "__main__":
             print(f"models/hggt.py: {line}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        sys.exit("models/hggt.py: interrupted; the same command goes on")
+        print("models/hggt.py: stopped by a signal; the same command goes on", file=sys.stderr)

@@ -11,9 +11,10 @@ profile and EXIF are kept; of a TIFF the profile alone (it is turned upright whe
 shares a table with the pixel layout). JPEG and WebP are written with quality 95, JPEG without
 chroma subsampling.
 
-Pillow decodes every file and so finds broken ones, but it has 8 bits for colour; pixels of 16 bits
-come from OpenCV. Refused: CMYK, Lab and float images, 9 to 15 bits; with 16 bits more than 2^30
-pixels, and TIFFs of grey with alpha or with a plane per channel, which OpenCV mixes up.
+Pillow decodes every file and so finds broken ones, but it has 8 bits for colour, and garbles grey
+TIFFs of 16 bits in turning them; pixels of 16 bits come from OpenCV. Refused: CMYK, Lab and float
+images, 9 to 15 bits; with 16 bits more than 2^30 pixels, and TIFFs of grey with alpha or with a
+plane per channel, which OpenCV mixes up.
 """
 
 import contextlib
@@ -116,7 +117,7 @@ def _decode(image: Image.Image, path: Path) -> Photo:
             pixels = 65535 - pixels
     else:
         pixels = np.asarray(image.convert(("L" if is_grey else "RGB") + "A" * has_alpha))
-    pixels = UPRIGHT[orientation](pixels.reshape(image.height, image.width, -1))
+    pixels = UPRIGHT[orientation](np.atleast_3d(pixels))
     x = torch.from_numpy(pixels.astype(np.float32) / (2**bits - 1)).permute(2, 0, 1)[None]
     colour = x[:, :-1] if has_alpha else x
     if bits == 16 and tags.get(338) == (1,):  # ExtraSamples: colours multiplied by their alpha
@@ -139,8 +140,8 @@ def _pixels_of_16_bits(image: Image.Image, path: Path, channels: int) -> np.ndar
     x = np.atleast_3d(cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED))
     if channels == 2 and x.shape[2] == 1:  # a transparent grey, which OpenCV passes over
         x = np.dstack([x, np.where(x == image.info["transparency"], 0, 65535).astype(np.uint16)])
-    height, width, stored = x.shape
-    if x.dtype != np.uint16 or (width, height) != image.size or stored < channels:  # or None
+    *size, stored = x.shape  # Pillow's may be that before turning
+    if x.dtype != np.uint16 or sorted(size) != sorted(image.size) or stored < channels:  # or None
         raise ValueError("OpenCV does not read its 16 bits; convert it to 8")
     return x[..., {1: [0], 2: [0, -1], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[channels]]  # from BGR(A)
 

@@ -39,6 +39,7 @@ def choose_argmax(gts: Tensor, iqa: nn.Module) -> Tensor:
     """Argmax-online (paper Sec. 4.2): the best of the K patches of each sample.
 
     gts: (N, K, 3, H, W) in [0, 1], the same random location of every ground truth
-    Returns (N,) int64 indices into K.
+    Returns (N,) int64 indices into K. A patch without a score (NaN) is not the best.
     """
-    return iqa(gts.flatten(0, 1)).view(gts.shape[:2]).argmax(1)
+    quality = iqa(gts.flatten(0, 1)).view(gts.shape[:2])
+    return quality.nan_to_num(nan=-torch.inf).argmax(1)

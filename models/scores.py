@@ -37,11 +37,13 @@ class Scores(NamedTuple):
 def scale_of(scores: np.ndarray, names: Sequence[str]) -> np.ndarray:
     """Mean and standard deviation, (2, M), of (..., M) scores of the M metrics named."""
     scores = scores.reshape(-1, len(names)).astype(np.float64)
-    scale = np.stack([scores.mean(0), scores.std(0)])
-    for name, deviation in zip(names, scale[1], strict=True):
-        if not deviation > 0:  # so written, NaN fails too
+    for name, column in zip(names, scores.T, strict=True):
+        if not np.isfinite(column).all():
+            raise ValueError(f"--iqa {name}: has no finite score of some ground truth; leave it "
+                             "out")
+        if column.std() <= 1e-6 * np.abs(column).max():  # equal but for rounding
             raise ValueError(f"--iqa {name}: gives all ground truths the same score; leave it out")
-    return scale
+    return np.stack([scores.mean(0), scores.std(0)])
 
 
 def mean_standardised(scores: Array, scale: Array) -> Array:

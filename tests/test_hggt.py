@@ -13,6 +13,7 @@ import sys
 import zlib
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -444,10 +445,16 @@ def put(name, mode="RGB", size=(40, 40)):
     return lambda: Image.new(mode, size).save(name)
 
 
+def deep(name):
+    return lambda: cv2.imwrite(name, np.zeros((40, 40, 3), np.uint16))
+
+
 @pytest.mark.parametrize(("harm", "kw", "message"), [
     (put("photos/grey.png", "L"), {}, "photos/grey.png: mode L; convert it to 8-bit RGB"),
     (put("photos/a.webp", "RGBA"), {}, "photos/a.webp: mode RGBA"),
     (put("photos/deep.tif", "I;16"), {}, "photos/deep.tif: mode I;16"),
+    (deep("photos/deep.png"), {}, "photos/deep.png: mode 16-bit RGB"),
+    (deep("photos/deep.tif"), {}, "photos/deep.tif: mode 16-bit RGB"),
     (put("photos/x.tif"), {}, "photos/x.tif: would be x.png as photos/x.png; rename one"),
     (put("photos/old.gif"), {}, "photos/old.gif: no readable PNG, JPEG, WebP or TIFF; remove it"),
     (put("photos/small.png", size=(40, 20)), {"crop": 24}, "photos/small.png: is smaller than"),
@@ -471,6 +478,14 @@ def test_what_cannot_be_enhanced_is_said_before_any_work(mine, harm, kw, message
         hggt.enhance(**arguments)
     assert message in str(error.value) and "\n" not in str(error.value)
     assert not Path("out").exists() and len(list(Path("photos").iterdir())) < 5
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[]", '{"crop": null, "checkpoints": 3}'])
+def test_a_damaged_record_is_named(mine, text):
+    Path("out").mkdir()
+    Path("out/enhance.json").write_text(text)
+    with pytest.raises(ValueError, match="out/enhance.json: is damaged; give another OUT"):
+        hggt.enhance("photos", "out", ["bright.pth"])
 
 
 def test_every_bad_image_is_named(mine):
@@ -515,7 +530,8 @@ def test_a_folder_of_enhanced_images_follows_one_way_of_naming(tmp_path):
 
 def test_readme_example_of_ones_own_ground_truths(mine):
     text = (ROOT / "README.md").read_text().split("## Bring your own")[1]
-    enhance, train = re.search(r"```bash\n(python models/hggt.*?)```", text, re.S)[1].splitlines()
+    text = re.search(r"```bash\n(python models/hggt.*?)```", text, re.S)[1]
+    enhance, train = text.replace("\\\n", "").splitlines()
     enhance = enhance.replace("--crop 512", "--crop 36")
     os.rename("bright.pth", "sharpen.pth")
     os.rename("rrdb.pt", "denoise.pth")
@@ -537,7 +553,7 @@ def test_readme_example_of_ones_own_ground_truths(mine):
     assert made.stdout == "datasets/mine: 10 sets of 3 images\n"
     trained = run(train)
     assert trained.returncode == 0, trained.stderr[-2000:]
-    with open("runs/swinir_tiny-amo/log.csv", newline="") as file:
+    with open("runs/mine/log.csv", newline="") as file:
         (row,) = csv.DictReader(file)
     assert sum(float(row[f"share_{k}"]) for k in range(3)) == pytest.approx(1) and (
         "share_3" not in row and row["step"] == "2")

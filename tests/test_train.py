@@ -85,6 +85,8 @@ def test_amo_takes_the_best_patch():
     gts[1, 4] += 0.5 * torch.rand(3, 8, 8)
     gts[2, 0] += 0.5 * torch.rand(3, 8, 8)
     assert choose_argmax(gts, sharpness()).tolist() == [2, 4, 0]
+    gts[0, 3] = torch.nan  # a score that fails is not the best
+    assert choose_argmax(gts, sharpness()).tolist() == [2, 4, 0]
 
 
 def test_several_metrics_are_the_mean_of_standardised_scores_on_the_scale_of_the_first():
@@ -104,8 +106,12 @@ def test_several_metrics_are_the_mean_of_standardised_scores_on_the_scale_of_the
     assert x.grad.abs().sum() > 0
     tensors = mean_standardised(torch.tensor(scores), torch.tensor(scale))
     assert np.allclose(tensors.numpy(), expected)
-    with pytest.raises(ValueError, match="--iqa b: gives all ground truths the same score"):
-        scale_of(scores * [1, 0], ["a", "b"])
+    for constant in (0, 0.123456789, 41.2345678):  # whose deviations are not quite 0
+        with pytest.raises(ValueError, match="--iqa b: gives all ground truths the same score"):
+            scale_of(np.stack([np.arange(185.0), np.full(185, constant)], 1), ["a", "b"])
+    for broken in (np.nan, np.inf):
+        with pytest.raises(ValueError, match="--iqa a: has no finite score"):
+            scale_of(np.where(scores == 10, broken, scores), ["a", "b"])
 
 
 def test_schedule_and_ema():
@@ -267,24 +273,27 @@ def test_readme_examples_of_ones_own_quality_models(base, tmp_path, monkeypatch)
     shutil.copy(ROOT / "train_sr.py", tmp_path)  # whose folder is searched for my_iqa.py
     (tmp_path / "models").symlink_to(ROOT / "models")
     (tmp_path / "HGGT").symlink_to(base / "HGGT")
-    for name in ("swinir-stage1", "swinir-amo"):
-        (tmp_path / f"runs/{name}").mkdir(parents=True)
-        shutil.copy(base / "stage1/net_g_ema.pt", tmp_path / f"runs/{name}")
+    (tmp_path / "runs/swinir-stage1").mkdir(parents=True)
+    shutil.copy(base / "stage1/net_g_ema.pt", tmp_path / "runs/swinir-stage1")
     (tmp_path / "my_iqa.py").write_text(re.search(r"```python\n(# my_iqa.*?)```", text, re.S)[1])
-    commands = [c for c in text.splitlines() if c.startswith("python ") and "--iqa" in c]
+    lines = text.replace("\\\n", "").splitlines()
+    commands = [c for c in lines if c.startswith("python ") and "--iqa" in c]
     assert len(commands) == 3 and "--iqa musiq topiq_nr " in commands[2]
-    tiny = (*map(str, TINY[:-2]), "--steps", "2", "--out")
-    done = subprocess.run([sys.executable, *shlex.split(commands[0])[1:], *tiny, "0"],
-                          cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    tiny = (*map(str, TINY[:-2]), "--steps", "2")
+    done = subprocess.run([sys.executable, *shlex.split(commands[0])[1:], *tiny], cwd=tmp_path,
+                          env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-800:]
+    made = tmp_path / "runs/swinir_tiny-amo_my_iqa.contrast"  # with the paper's net: swinir-amo_...
+    made.with_name(made.name.replace("_tiny", "")).symlink_to(made)
     monkeypatch.syspath_prepend(tmp_path)
-    call(finetune_lora, *shlex.split(commands[1])[2:], *tiny, 1, cwd=tmp_path,
+    call(finetune_lora, *shlex.split(commands[1])[2:], *tiny, cwd=tmp_path,
          monkeypatch=monkeypatch)
     two = commands[2].replace("musiq topiq_nr", "test_train:sharpness test_train:darkness")
-    call(train_sr, *shlex.split(two)[2:], *tiny, 2, cwd=tmp_path, monkeypatch=monkeypatch)
-    shares = read_log(tmp_path / "0/log.csv")[-1]
-    assert float(shares["share_4"]) == 1  # the contrast grows with the member
-    assert float(read_log(tmp_path / "1/log.csv")[-1]["l_iqa"]) < 0
+    call(train_sr, *shlex.split(two)[2:], *tiny, cwd=tmp_path, monkeypatch=monkeypatch)
+    assert float(read_log(made / "log.csv")[-1]["share_4"]) == 1  # contrast grows with the member
+    tuned = made.with_name("swinir_tiny-amo+FT_my_iqa.contrast")
+    assert float(read_log(tuned / "log.csv")[-1]["l_iqa"]) < 0
+    assert made.with_name("swinir_tiny-amo_test_train.sharpness+test_train.darkness").is_dir()
 
 
 def test_image_level_quality_of_several_metrics(tmp_path):
@@ -455,6 +464,7 @@ STAGE2 = ("--sampler", "amo", "--init", "stage1/net_g_ema.pt", "--out", "bad")
         ("no_such_metric", ("--iqa", "no_such_metric")),
         ("--iqa test_train:constant: gives all ground truths the same score",
          ("--iqa", "test_train:sharpness", "test_train:constant")),
+        ("--iqa piqe piqe: a metric twice", ("--iqa", "piqe", "piqe")),
         ("--iqa liqe: needs images of 224 px, these are 32", ("--iqa", "piqe", "liqe")),
         ("absent.pt: no such file", ("--init", "absent.pt")),
         ("HGGT/Train/labels/0-4/A/img00.json: not a readable weight file",
