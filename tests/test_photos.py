@@ -2,7 +2,6 @@
 
 import csv
 import os
-import re
 import struct
 import subprocess
 import sys
@@ -477,11 +476,11 @@ def test_a_folder_of_photos(ckpt, tmp_path):
 def test_two_processes_share_the_photos(ckpt, tmp_path):
     photos = tmp_path / "photos"
     photos.mkdir()
-    for i, name in enumerate("abdef"):
+    for i, name in enumerate("abe"):  # two processes: a, c, e and b, d
         image = smooth_image(np.random.default_rng(i), 20 + 4 * i, 40)
         Image.fromarray(image).save(photos / f"{name}.png")
     (photos / "c.png").write_bytes(b"no PNG")
-    (photos / "f.png").write_bytes((photos / "e.png").read_bytes()[:300])
+    (photos / "d.png").write_bytes((photos / "e.png").read_bytes()[:300])
     scores = []
     for processes in (0, 2):
         out = tmp_path / f"by{processes}"
@@ -490,12 +489,11 @@ def test_two_processes_share_the_photos(ckpt, tmp_path):
         done = run(ckpt[0], "--lq", photos, "--out", out, "--extra", "m=own_metric:mean",
                    processes=processes)
         assert done.returncode == 1, done.stderr
-        for text in ("column musiq is left out", "column topiq is left out", "f.png: not a read",
-                     "c.png: not a read", "1 existing files kept", "2 of 6 photos failed"):
+        for text in ("column musiq is left out", "column topiq is left out", "d.png: not a read",
+                     "c.png: not a read", "1 existing files kept", "2 of 5 photos failed"):
             assert done.stderr.count(text) == 1, done.stderr
-        assert f"{6 // (processes or 1)}/{6 // (processes or 1)} [" in done.stderr
-        ended = re.findall(r"/\d \[[^\r\n]*photo[^\r\n]*\]\n", done.stderr)
-        assert len(ended) == 1 and "stopped" not in done.stderr  # one progress bar
+        assert ("3/3 [" if processes else "5/5 [") in done.stderr and "/2 [" not in done.stderr
+        assert "stopped" not in done.stderr
         if processes:  # torchrun's summary of the ranks
             assert "exitcode  : 1" in done.stderr and "exitcode  : -" not in done.stderr
         scores.append((out / "scores.csv").read_bytes())
@@ -504,7 +502,7 @@ def test_two_processes_share_the_photos(ckpt, tmp_path):
     assert b"# status kept: made earlier, by whichever network" in scores[0] and "net.pt" in head
     assert [row.split(",")[:2] for row in rows] == [
         [f"{name}.png", status] for name, status in zip(
-            "abcdef", ("made", "kept", "failed", "made", "made", "failed"), strict=True)]
+            "abcde", ("made", "kept", "failed", "failed", "made"), strict=True)]
     for path in (tmp_path / "by0").iterdir():
         assert path.read_bytes() == (tmp_path / "by2" / path.name).read_bytes()
 
