@@ -107,11 +107,15 @@ def _count(event: str, more: int = 1) -> int:
 
 @contextlib.contextmanager
 def dead_worker_named():
-    """OSError, one line, where a data worker was killed: torch raises at any point of the loop."""
+    """OSError, one line, where a data worker was killed: torch raises at any point of the loop, or
+    taking over a batch fails, whose memory the worker hands out through a socket."""
     try:
         yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, OSError, EOFError) as error:
+        taking_over = isinstance(error, ConnectionError | EOFError) or (
+            isinstance(error, FileNotFoundError) and error.errno and not error.filename)
+        told = isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
+        if not taking_over and not told:
             raise
         raise OSError("a data worker was killed, most likely for lack of memory; run the same "
                       "command again, with fewer --num-workers") from error

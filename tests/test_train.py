@@ -18,6 +18,7 @@ from torch import nn
 import finetune_lora
 import train_sr
 from models.checkpoint import load_file, read_state
+from models.distributed import dead_worker_named
 from models.samplers import choose_argmax, sampling_weights
 from models.scores import MeanOfMetrics, mean_standardised, scale_of
 from models.swinir import SwinIR
@@ -494,6 +495,21 @@ def test_bad_input_is_one_line_and_exit_2(base):
     bad(base, "finetune_lora.py", "absent.pt: no such file", *TINY, *STAGE2, "--init", "absent.pt")
     result = run("train_sr.py", "--sampler", "best", cwd=base, ok=False)
     assert result.returncode == 2 and "invalid choice: 'best'" in result.stderr
+
+
+@pytest.mark.parametrize(("error", "named"), [
+    (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), True),
+    (ConnectionResetError(104, "Connection reset by peer"), True), (EOFError(), True),
+    (FileNotFoundError(2, "No such file or directory"), True),  # the worker's socket
+    (FileNotFoundError(2, "No such file or directory", "a.png"), False),
+    (FileNotFoundError("Caught FileNotFoundError in DataLoader worker process 0."), False),
+    (RuntimeError("CUDA error"), False), (PermissionError(13, "denied", "a.png"), False),
+])
+def test_a_killed_data_worker_is_named_and_nothing_else(error, named):
+    with pytest.raises(OSError if named else type(error)) as caught, dead_worker_named():
+        raise error
+    assert ("a data worker was killed" in str(caught.value)) == named
+    assert named or caught.value is error
 
 
 def test_batch_must_divide_among_processes(base):
