@@ -57,7 +57,7 @@ from models.distributed import (
     gather,
     init_distributed,
     main_first,
-    outlive_signals,
+    start_worker,
 )
 from models.draws import Draws, StepDraws, check_patch_size
 from models.hggt import MultiGT, check_data, load_sets, read_rgb
@@ -383,7 +383,7 @@ def fit(args: argparse.Namespace, net_g: nn.Module, reward: nn.Module | None = N
     loader = DataLoader(
         draws, batch_sampler=batches,
         num_workers=args.num_workers, pin_memory=device.type == "cuda",
-        worker_init_fn=outlive_signals,
+        worker_init_fn=start_worker,
         multiprocessing_context="fork" if args.num_workers else None,
     )
 

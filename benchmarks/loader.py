@@ -3,16 +3,18 @@
     python -m benchmarks.loader                    # photographs as 512 x 512 PNG, about 2 minutes
     python -m benchmarks.loader --data datasets/HGGT --steps-per-second 9.5
 
-The baseline does what is usual: decode all five ground truths to float, degrade the full original
-with torch's convolution, numpy's Poisson counts and Pillow's JPEG, then crop. It runs twice, the
-second time as the null arm, and once more with the project's own functions in those places. Writes
-results/loader_cpu.csv. Files are read once before, so that no disk is timed.
+The baseline does what is usual: decode all five ground truths to float with Pillow, degrade the
+full original with torch's convolution and interpolation, numpy's normal and Poisson numbers and
+Pillow's JPEG, then crop. It runs twice, the second time as the null arm, and once more with the
+project's own functions in all those places. Writes results/loader_cpu.csv. Files are read once
+before, so that no disk is timed.
 """
 
 import argparse
 import functools
 import io
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -20,6 +22,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from benchmarks.common import abba, spread, write_results
@@ -27,15 +30,29 @@ from benchmarks.photos import write_sets
 from models import degradations
 from models.cache import PixelCache
 from models.degradations import apply_degradation, degrade_patch, draw_degradation
+from models.distributed import keep_freed_memory, start_worker
 from models.draws import Draws, StepDraws
 from models.hggt import load_sets, read_rgb
 from models.samplers import sampling_weights
 from train_sr import PRESETS
 
 SAMPLERS = ("upos", "sma", "amo")
-SAMPLES, WORKER_SAMPLES = 12, 48  # per timed call
+SAMPLES, WORKER_SAMPLES = 24, 96  # per timed call
 # ASSUMED: 300,000 steps in 8.2 h and 13.8 h, what one H100 at 40 % of its bf16 rate needs with AMO
 STEPS_PER_SECOND = {"swinir": 10.2, "rrdb": 6.0}
+
+
+def plain_read(path: str) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def to_planes(image: np.ndarray) -> Tensor:
+    return torch.from_numpy(image).permute(2, 0, 1)[None]
+
+
+def to_pixels(planes: Tensor) -> np.ndarray:
+    return planes[0].permute(1, 2, 0).numpy()
 
 
 def plain_blur(image: np.ndarray, blur: dict | None) -> np.ndarray:
@@ -43,20 +60,30 @@ def plain_blur(image: np.ndarray, blur: dict | None) -> np.ndarray:
     if blur is None:
         return image
     kernel = torch.from_numpy(degradations.blur_kernel(blur)).float().expand(3, 1, -1, -1)
-    padded = F.pad(torch.from_numpy(image)[None], (blur["size"] // 2,) * 4, mode="reflect")
-    return F.conv2d(padded, kernel, groups=3)[0].numpy()
+    padded = F.pad(to_planes(image).contiguous(), (blur["size"] // 2,) * 4, mode="reflect")
+    return to_pixels(F.conv2d(padded, kernel, groups=3))
+
+
+def plain_resize(
+    image: np.ndarray, mode: str, factor: float = 1.0, size: tuple[int, int] | None = None
+) -> np.ndarray:
+    """degradations._resize by torch."""
+    if size is None and factor == 1:
+        return image
+    to = {"size": size} if size else {"scale_factor": factor}
+    return to_pixels(F.interpolate(to_planes(image).contiguous(), mode=mode, **to))
 
 
 def plain_noise(
     image: np.ndarray, noise: dict, rng: np.random.Generator, levels_of: object
 ) -> np.ndarray:
-    """degradations._add_noise with a Poisson count per value."""
+    """degradations._add_noise with a normal number or a Poisson count per value."""
     grey = noise["grey"]
     if noise["kind"] == "gaussian":
-        shape = (1 if grey else 3, *image.shape[1:])
+        shape = (*image.shape[:2], 1 if grey else 3)
         field = rng.standard_normal(shape, dtype=np.float32) * np.float32(noise["sigma"])
     else:
-        signal = np.tensordot(degradations.LUMA, image, 1)[None] if grey else image
+        signal = (image @ degradations.LUMA)[..., None] if grey else image
         signal = np.rint(signal).clip(0, 255)
         peak = 2 ** np.ceil(np.log2(len(np.unique(signal))))
         field = (rng.poisson(signal / 255 * peak) / peak * 255 - signal) * noise["scale"]
@@ -65,22 +92,23 @@ def plain_noise(
 
 def plain_jpeg(image: np.ndarray, quality: float) -> np.ndarray:
     """degradations._jpeg by Pillow."""
-    pixels, file = np.rint(image).clip(0, 255).astype(np.uint8).transpose(1, 2, 0), io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(file, "JPEG", quality=round(quality))
-    return np.asarray(Image.open(file)).transpose(2, 0, 1).astype(np.float32)
+    pixels, file = np.rint(image).clip(0, 255).astype(np.uint8), io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=round(quality))
+    return np.asarray(Image.open(file)).astype(np.float32)
 
 
-PLAIN = {"_blur": plain_blur, "_add_noise": plain_noise, "_jpeg": plain_jpeg}
+PLAIN = {"_blur": plain_blur, "_resize": plain_resize, "_add_noise": plain_noise,
+         "_jpeg": plain_jpeg}
 OWN = {name: getattr(degradations, name) for name in PLAIN}
 
 
 def baseline_sample(
-    draws: Draws, setting: str, operations: dict, draw: int
+    draws: Draws, setting: str, read: Callable, operations: dict, draw: int
 ) -> dict[str, torch.Tensor]:
     """The sample of a draw with all five GTs, decoded and degraded as a whole, then cropped."""
     index, size = draws.set_of(draw), draws.patch_size
     rng = np.random.default_rng((draws.seed, draw))
-    decoded = [read_rgb(path) for path in draws.paths[index]]
+    decoded = [read(path) for path in draws.paths[index]]
     images = [image.astype(np.float32) / 255 for image in decoded]
     with mock.patch.multiple(degradations, **operations):
         full = apply_degradation(decoded[0], draw_degradation(rng, setting), rng)
@@ -114,12 +142,14 @@ def make_draws(sets, pixels: PixelCache) -> dict[tuple[str, str, bool], Draws]:
 def load(draws: Draws, workers: int) -> None:
     """As in training, from the start of the workers on."""
     for _ in DataLoader(draws, batch_sampler=StepDraws(1, WORKER_SAMPLES // 4, 4, 0, 1),
-                        num_workers=workers, multiprocessing_context="fork"):
+                        num_workers=workers, worker_init_fn=start_worker,
+                        multiprocessing_context="fork"):
         pass
 
 
 def main(args: argparse.Namespace) -> None:
-    torch.set_num_threads(1)  # as in a DataLoader's worker
+    torch.set_num_threads(1)  # these two as in a DataLoader's worker
+    keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         root = args.data or folder + "/photos"
         if not args.data:
@@ -134,9 +164,9 @@ def main(args: argparse.Namespace) -> None:
             setting = PRESETS[net]["degradation"]
             wanted = (args.steps_per_second or usual) * PRESETS[net]["batch_size"]  # samples/s
             naive = functools.partial(baseline_sample, every[net, "amo", False], setting)
-            arms = {"baseline": functools.partial(naive, PLAIN),
-                    "baseline_null": functools.partial(naive, PLAIN),
-                    "own_operations": functools.partial(naive, OWN)}
+            arms = {"baseline": functools.partial(naive, plain_read, PLAIN),
+                    "baseline_null": functools.partial(naive, plain_read, PLAIN),
+                    "own_operations": functools.partial(naive, read_rgb, OWN)}
             for sampler in SAMPLERS:
                 for cached in (False, True):
                     arms[sampler + "_cache" * cached] = every[net, sampler, cached].__getitem__
@@ -162,8 +192,9 @@ def main(args: argparse.Namespace) -> None:
         "512x512 PNG photographs" if not args.data else args.data,
         f"workers 0: CPU time of one core, {args.repeats} times {SAMPLES} samples: median, "
         f"minimum, maximum; else wall time of {WORKER_SAMPLES} samples by that many processes",
-        "baseline: decode five to float, degrade the full original with torch's convolution, "
-        "numpy's Poisson and Pillow's JPEG, crop; baseline_null: itself; own_operations: with ours",
+        "baseline: Pillow decodes five to float, the full original is degraded with torch's "
+        "convolution and interpolation, numpy's noise and Pillow's JPEG, then cropped; "
+        "baseline_null: itself; own_operations: decoded and degraded by ours",
         f"cores_for_gpu: that feed a GPU of {rates}"])
 
 

@@ -8,8 +8,8 @@
 Two settings (paper Sec. 5): "one_round" trains SwinIR; "two_round", Real-ESRGAN's scheme (Wang et
 al., ICCV Workshops 2021), trains RRDB. Values and order of the steps are those of the public HGGT
 configs and code (CVPR 2023, github ChrisDud0257/HGGT, on top of BasicSR). All on the CPU, one
-image at a time, inside a DataLoader worker. Between the steps an image is float32 (3, H, W) in
-0..255, in memory by planes or by pixels as the last step left it.
+image at a time, inside a DataLoader worker. Between the steps an image is float32 (H, W, 3) in
+0..255.
 """
 
 import math
@@ -20,7 +20,8 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.special import j1, pdtr
+from scipy.sparse import csr_array
+from scipy.special import j1, ndtri, pdtr
 
 # PAPER: Sec. 5, setup: "the same training settings as HGGT".
 # Source: HGGT public configs train_{SwinIRGAN,RealESRGAN}_PosNegGT_Blind_Pos_x4, a dict per round.
@@ -69,7 +70,7 @@ ROTATION = [-math.pi, math.pi]  # of an anisotropic kernel, uniform
 OMEGA_C = [math.pi / 3, math.pi]  # cut-off of a sinc kernel, radians per pixel, uniform
 MODES = ["area", "bilinear", "bicubic"]  # of a resize, equally likely
 LUMA = np.array([0.2989, 0.587, 0.114], np.float32)  # as torchvision's rgb_to_grayscale
-POISSON_DRAWS = 4096
+POISSON_DRAWS = 4096  # quantiles per level, 2^12
 
 # GT pixels that apply_degradation needs on each side, so that what lies beyond does not matter.
 #   one_round: blur 4, resize 2 / 0.8, last resize 2 / 0.8 less the 2 that the first LQ pixel's
@@ -199,11 +200,10 @@ def apply_degradation(
     lq_size = (height // scale, width // scale)
     first, final = params["rounds"][0], params["final"]
 
-    image = _blur(gt.astype(np.float32).transpose(2, 0, 1), first["blur"])
+    cv2.setNumThreads(1)  # OpenCV's threads would multiply the workers, and do not survive a fork
+    image = _blur(gt.astype(np.float32), first["blur"])
     factor, mode = first["resize"]["factor"], first["resize"]["mode"]
-    if factor != 1:
-        # not by size: bilinear and bicubic then step by the exact factor, as in the public code
-        image = _resize(image, mode, scale_factor=factor)
+    image = _resize(image, mode, factor=factor)
     image = _add_noise(image, first["noise"], rng, levels_of)
     image = _jpeg(image, first["jpeg"])
     if final is None:
@@ -271,23 +271,49 @@ def _blur(image: np.ndarray, blur: dict | None) -> np.ndarray:
     """Correlate each channel with the kernel, borders reflected."""
     if blur is None:
         return image
-    kernel, pad, (height, width) = blur_kernel(blur), blur["size"] // 2, image.shape[1:]
+    kernel, pad, (height, width) = blur_kernel(blur), blur["size"] // 2, image.shape[:2]
     # Far taps of a narrow Gaussian change nothing. filter2D leaves out zeros; denormals are slow.
     kernel[np.abs(kernel) < 1e-16] = 0
     # Rows of a multiple of 8 pixels: else filter2D rounds a row's last few in another way.
     right = pad + -(width + 2 * pad) % 8
-    pixels = image.transpose(1, 2, 0)
-    pixels = cv2.copyMakeBorder(pixels, pad, pad, pad, right, cv2.BORDER_REFLECT_101)
-    pixels = cv2.filter2D(pixels, -1, kernel.astype(np.float32))
-    return pixels[pad : pad + height, pad : pad + width].transpose(2, 0, 1)
+    image = cv2.copyMakeBorder(image, pad, pad, pad, right, cv2.BORDER_REFLECT_101)
+    image = cv2.filter2D(image, -1, kernel.astype(np.float32))
+    return image[pad : pad + height, pad : pad + width]
 
 
-def _resize(image: np.ndarray, mode: str, **to) -> np.ndarray:
-    """To size=(height, width) or by scale_factor=; no antialiasing and corners not aligned, as in
-    the public code."""
-    if to.get("size") == image.shape[1:]:
+def _resize(
+    image: np.ndarray, mode: str, factor: float = 1.0, size: tuple[int, int] | None = None
+) -> np.ndarray:
+    """To size = (height, width) or by a factor, whose steps are exact though the new sides are cut
+    to whole numbers. No antialiasing, corners not aligned: F.interpolate's results, as in the
+    public code, in a tenth to a fifth of its time."""
+    if factor == 1 and size in (None, image.shape[:2]):
         return image
-    return F.interpolate(torch.from_numpy(image)[None], mode=mode, **to)[0].numpy()
+    height, width = size or (int(side * factor) for side in image.shape[:2])
+    if mode == "area":  # the mean of a window is that of its rows' means: one axis, then the other
+        for side in (height, width):
+            means = _window_means(image.shape[0], side) @ image.reshape(image.shape[0], -1)
+            image = cv2.transpose(means.reshape(side, -1, 3))
+        return image
+    how = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}[mode]
+    if size:
+        return cv2.resize(image, (width, height), interpolation=how)
+    resized = cv2.resize(image, None, fx=factor, fy=factor, interpolation=how)
+    if resized.shape == image.shape:  # OpenCV rounds the sides, and copies where they stay
+        planes = torch.from_numpy(image.transpose(2, 0, 1))[None]
+        return F.interpolate(planes, scale_factor=factor, mode=mode)[0].numpy().transpose(1, 2, 0)
+    return resized[:height, :width]
+
+
+@lru_cache(maxsize=256)
+def _window_means(before: int, after: int) -> csr_array:
+    """(after, before) float32: means of the windows of F.interpolate's "area" along one axis."""
+    i = np.arange(after)
+    first, end = i * before // after, -(-(i + 1) * before // after)
+    lengths, ends = end - first, np.cumsum(end - first)
+    taps = np.arange(ends[-1]) + np.repeat(end - ends, lengths)
+    weights = np.repeat(1 / lengths, lengths).astype(np.float32)
+    return csr_array((weights, taps, np.append(0, ends)), shape=(after, before))
 
 
 def _add_noise(
@@ -298,21 +324,35 @@ def _add_noise(
     Poisson as BasicSR's random_add_poisson_noise_pt: scale x the noise of counts whose mean at
     white is the number of 8-bit values in the image, rounded up to a power of two.
     """
+    grey = noise["grey"]
+    draws = _uniform_16bit(rng, image.shape[:2] + (1 if grey else 3,))
     if noise["kind"] == "gaussian":
-        shape = (1 if noise["grey"] else 3, *image.shape[1:])
-        field = rng.standard_normal(shape, dtype=np.float32)
-        field *= np.float32(noise["sigma"])
+        field = np.take(_normal_quantiles() * np.float32(noise["sigma"]), draws)
     else:
-        signal = np.tensordot(LUMA, image, 1)[None] if noise["grey"] else image  # (1 or 3, H, W)
-        signal = np.rint(signal).clip(0, 255).astype(np.uint8, "C")
-        levels = len(np.unique(signal)) if levels_of is None else _levels(levels_of, noise["grey"])
+        signal = image @ LUMA if grey else image
+        signal = np.rint(signal).clip(0, 255).astype(np.uint8).reshape(draws.shape)
+        levels = len(np.unique(signal)) if levels_of is None else _levels(levels_of, grey)
         table = torch.from_numpy(_poisson_noise(peak=2 ** math.ceil(math.log2(levels))))
-        index = rng.integers(0, POISSON_DRAWS, signal.shape, dtype=np.int32)
-        index += signal.astype(np.int32) * POISSON_DRAWS
+        index = signal.astype(np.int32) * POISSON_DRAWS
+        index += draws >> 4  # 16 bits to 12
         field = table.index_select(0, torch.from_numpy(index.ravel())).numpy().reshape(index.shape)
         field *= np.float32(noise["scale"])
     noisy = image + field
     return noisy.clip(0, 255, out=noisy)
+
+
+def _uniform_16bit(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """uint16, every value equally likely; four from each 64-bit number."""
+    count = math.prod(shape)
+    numbers = rng.integers(2**64, size=-(-count // 4), dtype=np.uint64)
+    return numbers.view(np.uint16)[:count].reshape(shape)
+
+
+@lru_cache
+def _normal_quantiles() -> np.ndarray:
+    """65,536 equally likely values of a standard normal variable, float32."""
+    # ASSUMED: instead of rng.standard_normal: 4 times faster, each tail cut at 1 in 131,072.
+    return ndtri((np.arange(2**16) + 0.5) / 2**16).astype(np.float32)
 
 
 def _levels(gt: np.ndarray, grey: bool) -> int:
@@ -344,16 +384,16 @@ def _jpeg(image: np.ndarray, quality: float) -> np.ndarray:
     """Through a JPEG file in memory, colour at half resolution (4:2:0)."""
     # ASSUMED: a real codec, so quality is rounded to a whole number and the input to 8 bit. The
     # public DiffJPEG takes real numbers and repeats colour samples where the codec interpolates.
-    bgr = _to_uint8(image[::-1])  # cv2.cvtColor would start threads
+    bgr = cv2.cvtColor(_to_uint8(image), cv2.COLOR_RGB2BGR)
     _, file = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, round(quality)])
     bgr = cv2.imdecode(file, cv2.IMREAD_COLOR)
-    return cv2.merge(cv2.split(bgr)[::-1]).astype(np.float32).transpose(2, 0, 1)
+    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB).astype(np.float32)
 
 
 def _to_uint8(image: np.ndarray) -> np.ndarray:
-    """float32 (3, H, W) -> uint8 (H, W, 3), clamped and rounded."""
+    """float32 -> uint8, clamped and rounded."""
     image = np.rint(image)
-    return cv2.merge([*image.clip(0, 255, out=image).astype(np.uint8)])
+    return image.clip(0, 255, out=image).astype(np.uint8, "C")
 
 
 def usm_sharpen(gt: np.ndarray) -> np.ndarray:
@@ -370,7 +410,8 @@ def usm_sharpen(gt: np.ndarray) -> np.ndarray:
     residual = image - down @ image @ across
     soft_mask = down @ (residual.abs() > 10).float() @ across
     sharp = (image + 0.5 * residual).clamp(0, 255)
-    return _to_uint8((soft_mask * sharp + (1 - soft_mask) * image).numpy())
+    mixed = soft_mask * sharp + (1 - soft_mask) * image
+    return _to_uint8(mixed.permute(1, 2, 0).numpy())
 
 
 @lru_cache(maxsize=4)

@@ -1,6 +1,7 @@
 """What several processes under torchrun need, and how a script ends."""
 
 import contextlib
+import ctypes
 import os
 import signal
 import sys
@@ -140,8 +141,24 @@ class Interrupt:
             signal.signal(number, handler)
 
 
-def outlive_signals(worker: int = 0) -> None:
-    """worker_init_fn of a DataLoader: its workers end when their parent says so, and only then.
+def keep_freed_memory() -> None:
+    """With glibc, keep what is freed: else fetching zeroed pages again takes a tenth to a fifth of
+    the time that a data worker needs for a sample."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
+        libc.mallopt(m_mmap_threshold, 2**25)  # the largest that all versions take
+        libc.mallopt(m_trim_threshold, 2**30)
+
+
+def start_worker(worker: int = 0) -> None:
+    """worker_init_fn of a DataLoader."""
+    keep_freed_memory()
+    outlive_signals()
+
+
+def outlive_signals() -> None:
+    """In a data worker: it ends when its parent says so, and only then.
 
     A scheduler's SIGTERM, like Ctrl-C, reaches the workers too; without them the parent could not
     finish its step. (Python's handlers do not know the sender, so a thread waits for the signal.)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
+import cv2
 import numpy as np
 
 
@@ -97,12 +98,13 @@ class Draws:
                 images[k] = self._read(index, k, rows=top + size)
             gts.append(images[k][top : top + size, left : left + size])
         if flip:
-            lq, gts = lq[:, ::-1], [gt[:, ::-1] for gt in gts]
+            lq, gts = cv2.flip(lq, 1), [cv2.flip(gt, 1) for gt in gts]
         patches = np.empty((len(gts), 3, size, size), np.uint8)
-        for patch, gt in zip(patches, gts, strict=True):  # five times as fast as np.stack
-            patch[:] = gt.transpose(2, 0, 1)
+        for patch, gt in zip(patches, gts, strict=True):
+            for plane, channel in zip(patch, cv2.split(gt), strict=True):  # twice numpy's speed
+                plane[:] = channel
         return {
-            "lq": np.ascontiguousarray(lq.transpose(2, 0, 1)),
+            "lq": np.stack(cv2.split(lq)),
             "gts": patches,
             "choice": choice,
             "draw": draw,
