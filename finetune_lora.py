@@ -51,6 +51,7 @@ def main(args: argparse.Namespace) -> None:
 
     # The base network, adapted; Q as the reward
     net_g = train_sr.load_checked(args)
+    base_sha256 = hashlib.sha256(Path(args.init).read_bytes()).hexdigest()
     torch.manual_seed(args.seed)
     if not args.full:
         add_lora(net_g, preset["targets"], args.lora_rank)
@@ -68,12 +69,12 @@ def main(args: argparse.Namespace) -> None:
                 {
                     "lora": lora_state(net_ema), "rank": args.lora_rank,
                     "alpha": float(args.lora_rank), "targets": list(preset["targets"]),
-                    "base_sha256": hashlib.sha256(Path(args.init).read_bytes()).hexdigest(),
+                    "base_sha256": base_sha256,
                 },
                 out / "lora.pt",
             )
             merge_lora(net_ema)
-        save_atomic({"params_ema": net_ema.state_dict()}, out / "net_g_ema.pt")
+        save_atomic(train_sr.for_inference(net_ema), out / "net_g_ema.pt")
         print(f"wrote {out / 'net_g_ema.pt'}")
     finish()
 

@@ -235,6 +235,20 @@ def sample_rows(lq: Tensor, sr: Tensor, gt: Tensor, count: int = 4) -> np.ndarra
     return (rows.permute(0, 2, 3, 1).flatten(0, 1) * 255).round().byte().cpu().numpy()
 
 
+def for_inference(net: nn.Module) -> dict:
+    """What net_g_ema.pt holds: plain tensors that load on any machine."""
+    return {"params_ema": {k: v.cpu().contiguous() for k, v in net.state_dict().items()}}
+
+
+def not_finite(step: int, *nets: nn.Module | None) -> tuple[int, str] | None:
+    """(step, which weights) if a gradient has spoilt any, as LossWatch says it of the losses."""
+    for net in nets:
+        for name, values in net.named_parameters() if net is not None else ():
+            if not values.isfinite().all():
+                return step, f"{type(net).__name__}.{name}"
+    return None
+
+
 # ------------------------------------------------------------------------- training
 
 
@@ -256,6 +270,7 @@ def step_generator(
     losses = dict.fromkeys(LOSSES, torch.zeros((), device=lq.device))
     if net_d is not None:
         net_d.requires_grad_(False)
+    # ASSUMED: bfloat16 in the networks and VGG19 where the GPU has it; HGGT trains in float32.
     with torch.autocast(lq.device.type, torch.bfloat16, enabled=args.bf16):  # fp16 overflows SwinIR
         sr = net_g(lq).float()
         losses["l_pix"] = F.l1_loss(sr, gt)
@@ -319,7 +334,8 @@ def fit(args: argparse.Namespace, net_g: nn.Module, reward: nn.Module | None = N
     net_g.to(device, memory_format=torch.channels_last).train()  # up to twice as fast, CPU too
     net_ema = copy.deepcopy(net_g).eval().requires_grad_(False)
     trained = [p for p in net_g.parameters() if p.requires_grad]
-    optim_g = torch.optim.Adam(trained, lr=args.lr, betas=(0.9, 0.99))
+    adam = functools.partial(torch.optim.Adam, betas=(0.9, 0.99), fused=True)
+    optim_g = adam(trained, lr=args.lr)
     net_d = optim_d = None
     if args.lambda_a > 0:
         torch.manual_seed(args.seed)
@@ -327,10 +343,10 @@ def fit(args: argparse.Namespace, net_g: nn.Module, reward: nn.Module | None = N
         if args.init_d:
             load_discriminator(net_d, args.init_d)
         net_d.to(device, memory_format=torch.channels_last)
-        optim_d = torch.optim.Adam(net_d.parameters(), lr=args.lr_d, betas=(0.9, 0.99))
+        optim_d = adam(net_d.parameters(), lr=args.lr_d)
     percep = laplacian_loss
     if args.perceptual == "vgg19" and args.lambda_p > 0:
-        percep = main_first(VGG19Loss).to(device)
+        percep = main_first(VGG19Loss).to(device, memory_format=torch.channels_last)
 
     # Resume: all state is in last.pt, written atomically
     out.mkdir(parents=True, exist_ok=True)
@@ -428,14 +444,14 @@ def fit(args: argparse.Namespace, net_g: nn.Module, reward: nn.Module | None = N
         bad = watch(step, parts)
         stop, failed = any_rank(bool(interrupt.caught), bool(bad))
         if (save or stop) and not failed:
-            bad = watch()
+            bad = watch() or not_finite(step, net_g, net_d)
             failed, = any_rank(bool(bad))
         if failed:
             if bad:
                 numbers = batches.of_step(bad[0])
                 names = ", ".join(sets.names[draws.set_of(n)] for n in numbers)
-                bad = (f"step {bad[0]}: a loss is not finite: {bad[1]}; draws {numbers[0]} to "
-                       f"{numbers[-1]}: {names}; {out} keeps its last good checkpoint")
+                bad = (f"step {bad[0]}: not finite: {bad[1]}; draws {numbers[0]} to {numbers[-1]}: "
+                       f"{names}; {out} keeps its last good checkpoint")
             raise ValueError(next(text for text in gather(bad) if text))
         if save or stop:
             saved = meter.clone()
@@ -478,7 +494,7 @@ def main(args: argparse.Namespace) -> None:
                   "(--lambda-p 0 --lambda-a 0) or public PSNR weights.", file=sys.stderr)
     net_ema = fit(args, net_g)
     if args.rank == 0:
-        save_atomic({"params_ema": net_ema.state_dict()}, Path(args.out) / "net_g_ema.pt")
+        save_atomic(for_inference(net_ema), Path(args.out) / "net_g_ema.pt")
         print(f"wrote {Path(args.out) / 'net_g_ema.pt'}")
     finish()
 
@@ -495,7 +511,10 @@ def complete_settings(args: argparse.Namespace) -> None:
     if args.sampler is None:
         raise ValueError(f"--sampler is missing; choose one of {', '.join(SAMPLERS)}")
     milestones = preset["stage_one_milestones" if stage_one else "milestones"]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    share = cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     defaults = {
+        "num_workers": min(8, max(1, share)),
         "batch_size": preset["batch_size"],
         "lr": 2e-4 if stage_one else 1e-4,
         "milestones": milestones,
@@ -548,7 +567,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="seed of weights and draws")
     add("--bf16", action=argparse.BooleanOptionalAction, default=None,
         help="bfloat16 autocast (default: where the GPU has it)")
-    add("--num-workers", type=int, default=4, help="data worker processes per rank; 0: none")
+    add("--num-workers", type=int,
+        help="data worker processes per rank; 0: none (default: its share of the cores, up to 8)")
     add("--log-every", type=int, default=100, help="steps between rows of log.csv")
     add("--save-every", type=int, default=5000, help="steps between writes of last.pt")
     add("--sample-every", type=int, default=5000, help="steps between sample images; 0: none")

@@ -118,12 +118,17 @@ def dead_worker_named():
         told = isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
         if not taking_over and not told:
             raise
+        if "shared memory" in str(error):  # torch's words where a worker got SIGBUS
+            raise OSError("a data worker was killed, most likely as /dev/shm is full; run the same "
+                          "command again where it is larger (docker run --shm-size=8g)") from error
         raise OSError("a data worker was killed, most likely for lack of memory; run the same "
                       "command again, with fewer --num-workers") from error
 
 
 class Interrupt:
-    """SIGTERM and SIGINT as a flag, so that a loop can end between two steps; a second one kills.
+    """SIGTERM and SIGINT as a flag, so that a loop can end between two steps; a second one kills,
+    except under torchrun: to what a scheduler sends all processes it adds one of its own, and ends
+    with SIGKILL those that take longer than 30 s.
 
     caught: the signal's name, or "". To be made in the main thread; `restore` ends it.
     """
@@ -134,7 +139,8 @@ class Interrupt:
 
     def _catch(self, number: int, frame: object) -> None:
         self.caught = signal.Signals(number).name
-        self.restore()
+        if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+            self.restore()
 
     def restore(self) -> None:
         for number, handler in self.before.items():

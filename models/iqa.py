@@ -102,6 +102,9 @@ class FrozenMetric(nn.Module):
         self.name, self.sign, self.differentiable = name, sign, differentiable
         self.side, self.weights = min_side(name), weights
         self.one_by_one = name.startswith(("qalign", "qrealign"))  # they assert N = 1
+        # pyiqa's makes padding and masks on the CPU, 95 MB for 40 patches of 256 pixels, and copies
+        # them to the GPU, which has to wait
+        self.made_in_place = "musiq" in name
         self.eval()
 
     def train(self, mode: bool = True) -> "FrozenMetric":
@@ -110,7 +113,9 @@ class FrozenMetric(nn.Module):
     def forward(self, *images: Tensor) -> Tensor:
         self._check(images)
         grad = self.differentiable and torch.is_grad_enabled()
-        with torch.set_grad_enabled(grad), torch.autocast(images[0].device.type, enabled=False):
+        device = images[0].device
+        with torch.set_grad_enabled(grad), torch.autocast(device.type, enabled=False), \
+                device if self.made_in_place else contextlib.nullcontext():
             images = tuple(x.float() for x in images)
             if self.one_by_one:
                 single = zip(*(x.split(1) for x in images), strict=True)

@@ -253,7 +253,7 @@ def test_a_loss_that_is_not_a_number_stops_all_ranks(base, processes):
     result = run(*flags, cwd=base, processes=processes, ok=False)
     assert result.returncode != 0
     line, = said(result.stderr)
-    step = int(re.search(r"step (\d+): a loss is not finite", line)[1])
+    step = int(re.search(r"step (\d+): not finite: ", line)[1])
     assert "l_iqa nan" in line and "l_pix 0." in line and "img0" in line
     first = int(re.search(r"draws (\d+) to", line)[1])
     assert first - 2 * (step - 1) in range(max(processes, 1))  # of the rank that met it
