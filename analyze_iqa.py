@@ -372,7 +372,10 @@ def main(args: argparse.Namespace) -> None:
                  keep_decoded(DECODED_BYTES // world if len(metrics) > 1 else 0))
         scores = {m.name: score_images(m.spec, functools.partial(build, m), *where)
                   for m in metrics}
+        absent = [name for name, s in scores.items() if s is None]
         scores = {name: s for name, s in scores.items() if s is not None}
+        if absent and args.require_all:
+            raise ValueError(f"metric {', '.join(absent)}: not scored, see above (--require-all)")
         if not scores:
             raise ValueError("no metric could be scored; each one's reason stands above")
         return scores
@@ -490,6 +493,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="metrics of Tables 2-4 (default: the best seven of phase I, and the reference)")
     add("--reference", default="musiq", metavar="NAME",
         help="metric on whose failures Table 3 compares the others (default: %(default)s)")
+    add("--require-all", action="store_true",
+        help="fail where a metric cannot be scored, instead of leaving its row empty")
     add("--batch-size", type=int, default=8, metavar="N",
         help="images of one size scored at a time, per process (default: %(default)s)")
     add("--seed", type=int, default=0, metavar="N",

@@ -47,7 +47,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from models.checkpoint import file_digest, read_state, replacing, write_csv
+from models.checkpoint import file_digest, read_csv, read_state, replacing, write_csv
 from models.distributed import clean_exit, finish, gather, init_distributed, main_first
 from models.export import export
 from models.hggt import MultiGT, index_sets, png_size, read_rgb
@@ -56,7 +56,7 @@ from models.lora import apply_lora
 from models.photos import find_photos, upscale_photos
 from models.rrdb import RRDBNet
 from models.swinir import SwinIR
-from models.tiles import tile_size, upscale
+from models.tiles import limit_memory, tile_size, upscale
 
 SCALE = 4
 GOLD = "Gold Standard"
@@ -335,6 +335,8 @@ def use_checkpoint(args: argparse.Namespace) -> int:
     # This process takes every world-th photo of those that rank 0 has found
     files, out = gather(files)[0], Path(args.out)
     net.to(device)
+    if device.type == "cpu":
+        limit_memory(0.9 / world)  # so that --tile auto gets to know
     header, rows = upscale_photos(
         files[rank::world], out, lambda lq: upscale(net, lq.to(device), tile, SCALE, rank > 0),
         metrics, args.overwrite, SCALE, rank > 0)
@@ -343,16 +345,30 @@ def use_checkpoint(args: argparse.Namespace) -> int:
     failed, kept = ([row[1] for row in rows].count(status) for status in ("failed", "kept"))
     if rank == 0:
         comments = [f"{f}: sha256 {file_digest(f)}" for f in (args.ckpt, args.lora) if f]
+        if args.lora:
+            comments.append(f"--lora-scale {args.lora_scale:g}")
         if kept:
             comments.append("status kept: made earlier, by whichever network; only scored now")
             print(f"{out}: {kept} existing files kept, whichever network made them (--overwrite "
                   "makes them anew)", file=sys.stderr)
         if failed:
             print(f"{out}: {failed} of {len(files)} photos failed", file=sys.stderr)
-        write_csv(out / "scores.csv", header, rows, comments)
+        if earlier := other_photos(out / "scores.csv", header, {row[0] for row in rows}):
+            comments.append("photos that are not in --lq: from earlier calls")
+        write_csv(out / "scores.csv", header, sorted(rows + earlier), comments)
     gather()  # torchrun stops rank 0 where another ends with 1
     finish()
     return failed
+
+
+def other_photos(table: Path, header: list[str], names: set[str]) -> list[list[str]]:
+    """Rows of an earlier call's scores.csv about other photos, whose results are still there."""
+    try:
+        rows = read_csv(table, ["file"])[0] if table.is_file() else []
+    except ValueError:  # damaged, or somebody else's
+        return []
+    return [[row.get(column) or "" for column in header] for row in rows
+            if row["file"] not in names and (table.parent / row["file"]).is_file()]
 
 
 # ------------------------------------------------------------------------- main
@@ -533,10 +549,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--save-sr", metavar="DIR", help="save the SR images as DIR/<model>/<NAME>.png")
     add("--ckpt", metavar="FILE", help="not a table: enlarge the photos of --lq, or --export")
     add("--lora", metavar="FILE", help="lora.pt of a fine-tuning that started from --ckpt")
-    add("--lora-scale", type=float, default=1.0,
+    add("--lora-scale", type=float, metavar="X",
         help="share of its adapters: 0 is --ckpt, 1 the fine-tuned network (default: 1)")
-    add("--tile", default="auto", metavar="auto|N",
-        help="side of the tiles in LQ pixels; 0: whole photos; auto: whole unless memory runs out")
+    add("--tile", metavar="auto|N",
+        help="side of the tiles in LQ pixels; 0: whole photos; auto (the default): whole unless "
+        "memory runs out")
     add("--overwrite", action="store_true", help="make photos anew that exist in --out")
     add("--export", metavar="FILE", help="write --ckpt as .pth, .pt, .safetensors or .onnx")
     add("--onnx-size", type=int, nargs=2, metavar=("H", "W"), help="the .onnx's only LQ size")
@@ -545,8 +562,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         table = args.models or args.gt or args.realsr or args.save_sr or args.require_all
         if table or bool(args.export) == bool(args.lq) or bool(args.lq) != bool(args.out):
             parser.error("with --ckpt, give --lq with --out, or --export alone")
+        if args.lora_scale is not None and not args.lora:
+            parser.error("--lora-scale: give the adapters, --lora")
+        if args.export and (args.tile or args.overwrite):
+            parser.error("--tile and --overwrite are for photos, not for --export")
+        if args.onnx_size and not (args.export or "").endswith(".onnx"):
+            parser.error("--onnx-size: give --export FILE.onnx")
+        args.lora_scale = 1.0 if args.lora_scale is None else args.lora_scale
+        args.tile = args.tile or "auto"
         return args
-    if args.lora or args.export or not (args.models and args.out):
+    for flag in ("lora", "lora_scale", "export", "tile", "overwrite", "onnx_size"):
+        if getattr(args, flag) not in (None, False):
+            parser.error(f"--{flag.replace('_', '-')}: goes with --ckpt, not with tables")
+    if not (args.models and args.out):
         parser.error("give --models and --out, or --ckpt")
     if bool(args.realsr) == bool(args.gt) or bool(args.gt) != bool(args.lq):
         parser.error("give --gt with --lq, or --realsr alone")

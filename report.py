@@ -406,6 +406,10 @@ def gather_images(args: argparse.Namespace) -> tuple[dict, list[str]]:
         if not folder.is_dir():
             raise FileNotFoundError(f"{flag} {folder}: no such folder")
     sets, models = load_sets(args.gt), [row for row in rows if row != GOLD]
+    if unknown := [name for name in args.models or () if name not in models]:
+        raise ValueError(f"--models {unknown[0]}: no row of {args.results / 'table5.csv'}; these "
+                         f"are {' '.join(models)}")
+    models = [row for row in models if row in (args.models or models)]
     index = {name: i for i, name in enumerate(sets.names)}
     if absent := [name for name in names if name not in index]:
         raise ValueError(f"image {absent[0]}: in table5_per_image.csv, but not in {args.gt}")
@@ -497,6 +501,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--images", type=int, metavar="N",
         help="test images on the page, evenly spaced by name (default: as many as keep it below "
         "about 80 MB)")
+    add("--models", nargs="+", metavar="NAME",
+        help="rows of the tables whose images are on the page (default: all)")
     args = parser.parse_args(argv)
     if args.images is not None and args.images < 1:
         parser.error("--images: at least 1")

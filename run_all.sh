@@ -22,7 +22,10 @@ python_with() { # FILE: the current Python if it has FILE's requirements, else .
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from pip._vendor.packaging.requirements import Requirement
+try:
+    from packaging.requirements import Requirement
+except ImportError:
+    from pip._vendor.packaging.requirements import Requirement
 def missing(path):
     for line in Path(path).read_text().splitlines():
         line = line.split("#")[0].strip()
@@ -51,7 +54,13 @@ sys.exit(any(missing(sys.argv[1])) or sys.version_info < (3, 10))'
       echo "installing $1 into .venv (once; several GB with PyTorch's CUDA libraries)" >&2
       "$current" -m pip install -q -r "$1" >&2 || refuse "could not install $1 into .venv"
     fi
+    # pyiqa brings opencv-python, which needs libGL and lies in the same folder as the headless one
+    "$current" -c "import cv2" 2>/dev/null || "$current" -m pip install -q --force-reinstall \
+      --no-deps "$(grep -o '^opencv-python-headless[^ ]*' requirements.txt)" >&2 ||
+      refuse "could not install opencv-python-headless into .venv"
   fi
+  "$current" -c "import cv2" || refuse "OpenCV cannot be imported, see above; where libGL is missing:
+    $current -m pip install --force-reinstall --no-deps opencv-python-headless"
   echo "$current"
 }
 
@@ -358,7 +367,7 @@ paper_command() { # STEP: sets command, made (the file that marks it complete, i
   case $1 in
     analysis)
       command=("${launch[@]}" analyze_iqa.py --pairs "$sbs/train.csv" --pairs-test "$sbs/test.csv"
-        --sets "$hggt" --out results/paper)
+        --sets "$hggt" --require-all --out results/paper)
       made=results/paper/figure2.csv
       ;;
     table5)
@@ -378,9 +387,11 @@ paper_command() { # STEP: sets command, made (the file that marks it complete, i
       command=("$PYTHON" figures.py --results results/paper --sr results/paper/sr
         --gt "$test_gt" --lq "$test_lq")
       ;;
-    report)
+    report) # eight rows' images of twenty test images: about 130 MB
+      mapfile -t models < <(paper_models UPos AMO UPos+FT AMO+FT | sed 's/=.*//')
       command=("$PYTHON" report.py --results results/paper --sr results/paper/sr
-        --gt "$test_gt" --lq "$test_lq")
+        --gt "$test_gt" --lq "$test_lq" --images 20)
+      [ ${#models[@]} = 0 ] || command+=(--models "${models[@]}")
       ;;
     study)
       command=("$PYTHON" user_study.py make --a SwinIR-AMO+FT=results/paper/sr/SwinIR-AMO+FT

@@ -95,10 +95,11 @@ def write_weights(net: nn.Module, path: str | Path) -> None:
         _write(path, lambda temporary: Path(temporary).write_bytes(buffer.getbuffer()))
         return
     _need("safetensors")
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     about = {"format": "pt", "architecture": type(net).__name__, "scale": "4"}
-    _write(path, lambda temporary: save_file(state, temporary, metadata=about))
+    data = save(state, metadata=about)  # its save_file makes a file that others may not read
+    _write(path, lambda temporary: Path(temporary).write_bytes(data))
 
 
 def write_onnx(

@@ -394,6 +394,8 @@ def enhance(
             raise ValueError(f"--with {path}: no name for a folder of enhanced GTs; rename it")
         if files.setdefault(path.stem, path) is not path:
             raise ValueError(f"--with {files[path.stem]} {path}: the same name; rename one")
+    if absent := [path for path in files.values() if not path.is_file()]:
+        raise FileNotFoundError(f"--with {absent[0]}: no such file")
     photos = _find_photos(folder, crop)
     digests = {n: hashlib.sha256(path.read_bytes()).hexdigest() for n, path in files.items()}
     record = {"crop": crop, "checkpoints": {}}

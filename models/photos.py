@@ -235,9 +235,11 @@ def find_photos(lq: str | Path, out: str | Path) -> list[Path]:
         raise ValueError(f"--out {out}: holds the photos themselves; give another folder")
     if lq.is_file():
         return [lq]
+    if not lq.exists():
+        raise FileNotFoundError(f"{lq}: no such photo or folder (--lq)")
     found = sorted(p for p in folder.glob("*") if p.suffix.lower() in SUFFIXES and p.is_file()
                    and not p.name.startswith("."))
-    if not lq.is_dir() or not found:
+    if not found:
         raise FileNotFoundError(f"{lq}: no {' '.join(SUFFIXES)} files there (--lq)")
     return found
 
@@ -296,8 +298,8 @@ def upscale_photos(
             if metrics:
                 scores |= score(path, photo, "lq")
                 scores |= score(target, read_photo(target), "sr")
-        except (ValueError, OSError, MemoryError) as error:
+        except (ValueError, OSError, MemoryError, RuntimeError) as error:  # torch's, of this size
             status = "failed"
-            say(path, str(error))
+            say(path, str(error).splitlines()[0])
         rows.append([path.name, status, *size, str(tile), *(scores.get(s, "") for s in sides)])
     return ["file", "status", "width", "height", "tile", *(f"{n}_{s}" for n, s in sides)], rows

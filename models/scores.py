@@ -153,7 +153,10 @@ def score_batch(net: nn.Module, batch: list, device: torch.device | str) -> list
             raise ValueError(f"gave a quality of {quality[:8]}")
         return [(q, (time.perf_counter() - start) / len(batch)) for q in quality]
     except Exception as error:  # whatever a third-party metric raises, the others go on
-        return [error] if len(batch) == 1 else [score_batch(net, [x], device)[0] for x in batch]
+        if len(batch) == 1:
+            return [error]
+    # After the except clause, whose traceback holds the batch's tensors
+    return [score_batch(net, [x], device)[0] for x in batch]
 
 
 def score_images(

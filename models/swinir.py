@@ -17,6 +17,7 @@ RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K, as in the public code
 # -100, whose softmax is a denormal number: the same result, but a CPU takes 1.3 times as long.
 MASKED, PUBLIC_MASKED = -1000.0, -100.0
 CACHED_MASKS = 4  # sizes kept; a tiled image has at most four (inside, right, bottom, corner)
+LARGEST_KEPT_MASK = 2**24  # values, 64 MiB: of 512 x 512 LQ pixels
 
 
 def window_partition(x: Tensor, window: int) -> Tensor:
@@ -251,11 +252,14 @@ class SwinIR(nn.Module):
 
     def _mask(self, h: int, w: int, device: torch.device) -> Tensor:
         key = (h, w, device)
-        if key not in self._masks:
+        if key in self._masks:
+            return self._masks[key]
+        mask = shifted_window_mask(h, w, self.window_size, device)
+        if mask.numel() <= LARGEST_KEPT_MASK:
             if len(self._masks) == CACHED_MASKS:
                 del self._masks[next(iter(self._masks))]  # the oldest
-            self._masks[key] = shifted_window_mask(h, w, self.window_size, device)
-        return self._masks[key]
+            self._masks[key] = mask
+        return mask
 
     def forward(self, lq: Tensor) -> Tensor:
         """(B, 3, H, W) float in [0, 1], any H and W >= 1 -> (B, 3, 4H, 4W), not clamped."""

@@ -12,7 +12,9 @@ outside the overlaps; and for one that looks at everything (SwinIR's 36 blocks i
 the difference is what the pixels beyond the overlap still contribute.
 """
 
+import resource
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -32,8 +34,8 @@ def upscale(
 
     lq: (1, 3, H, W) float, on the network's device.
     tile: LQ pixels per side; 0: the whole image whatever it takes; None: the whole image, and where
-    memory runs out tiles of half the longer side, a quarter and so on. On a Linux CPU the system
-    may kill a process instead of refusing it memory: give a number there.
+    memory runs out tiles of half the longer side, a quarter and so on. A Linux CPU refuses no
+    memory, but kills the process that uses it: `limit_memory` first.
     quiet: no progress bar over the tiles.
     Returns ((1, 3, scale * H, scale * W) float32, not clamped, on the device if whole and on the
     CPU if tiled; 0 or the tiles' side).
@@ -76,11 +78,31 @@ def halves(side: int) -> Iterator[int]:
         yield side
 
 
+def limit_memory(share: float = 0.9) -> None:
+    """On Linux, let allocations fail that would take more than this share of the free memory, of
+    the machine or of the process's cgroup; else the system lets them be and kills the process."""
+    def number(path: str, key: str = "") -> int | None:
+        text = Path(path).read_text().partition(key)[2] if Path(path).is_file() else ""
+        return int(text.split()[0]) if text and text.split()[0].isdecimal() else None
+
+    free, held = number("/proc/meminfo", "MemAvailable:"), number("/proc/self/status", "VmData:")
+    if free is None or held is None:
+        return
+    limit, used = (number(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
+    free = min([1024 * free, *([limit - used] if limit and used else [])])
+    data = 1024 * held + max(0, int(share * free))
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    if hard == resource.RLIM_INFINITY or data < hard:
+        resource.setrlimit(resource.RLIMIT_DATA, (data, hard))
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocator refused memory, told by torch's words (only CUDA's has a class), or a
     CUDA kernel more than 2^31 values."""
     words = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED",
-             "INT_MAX", "numeric_limits<int")
+             "INT_MAX", "numeric_limits<int",
+             "unable to find an engine",  # cuDNN, whose workspace does not fit
+             "could not create a")  # oneDNN, whose scratchpad does not
     known = isinstance(error, torch.cuda.OutOfMemoryError | MemoryError)
     return known or any(word in str(error) for word in words)
 

@@ -394,6 +394,10 @@ def test_end_to_end(own):
                  "own_metrics:no_weights", "contrast=own_metrics:contrast")
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("weights are missing") == 1  # named once, not tried in phase II
+    strict = run(own, "--pairs", train, "--out", own / "strict", "--reference", "bright",
+                 "--metrics", "bright=own_metrics:mean", "own_metrics:no_weights", "--require-all")
+    assert strict.returncode == 2 and not list((own / "strict").glob("*.csv"))
+    assert "metric own_metrics:no_weights: not scored, see above" in strict.stderr
 
     columns, table6 = read_table(own / "out/table6.csv")
     assert columns[:2] == ["pyiqa_name", "accuracy_percent"]

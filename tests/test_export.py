@@ -74,6 +74,9 @@ def test_spandrel_loads_exports_with_equal_output(name, suffix, tmp_path):
         assert after.keys() == state.keys() and all(torch.equal(after[k], state[k]) for k in state)
     else:
         assert_same(net, evaluate.load_net(str(out)))  # we read it, too
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert out.stat().st_mode == plain.stat().st_mode  # others may read it where they may others
     if suffix == ".safetensors":
         from safetensors import safe_open
 

@@ -464,7 +464,7 @@ def deep(name):
     (lambda: None, {"out": "photos/"}, "photos: lies in the folder of HR images"),
     (lambda: None, {"checkpoints": ["rrdb.pt", "b/rrdb.pth"]}, "rrdb.pt b/rrdb.pth: the same name"),
     (lambda: None, {"checkpoints": ["Original.pt"]}, "--with Original.pt: no name for a folder"),
-    (lambda: None, {"checkpoints": ["gone.pt"]}, "gone.pt"),
+    (lambda: None, {"checkpoints": ["gone.pt"]}, "--with gone.pt: no such file"),
     (lambda: Path("bright.pth").write_bytes(b"PK" + bytes(99)), {}, "bright.pth: not a network"),
     (lambda: save_shift("bright.pth", 1, channels=1), {}, "bright.pth: not a network from RGB"),
     (lambda: save_shift("bright.pth", np.nan), {}, "bright.pth: not a network"),

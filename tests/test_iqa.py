@@ -192,6 +192,30 @@ def test_one_image_at_a_time_where_the_metric_needs_it(images):
     torch.testing.assert_close(FrozenMetric(One(), "qalign")(images), images.mean((1, 2, 3)))
 
 
+def test_musiq_copies_nothing_to_the_gpu():
+    """Traced with tensors that claim to be on one. As pyiqa has it, 13 copies hold the GPU up."""
+    from pyiqa.archs.musiq_arch import MUSIQ
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    class Copies(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            tensors = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, torch.Tensor)]
+            found.extend([function] * (len({x.device.type for x in tensors if x.ndim}) > 1))
+            return out
+
+    with FakeTensorMode():
+        with torch.device("cuda"):
+            net, images = MUSIQ(pretrained=False), torch.empty(4, 3, 256, 256)
+        for name, copies in (("musiq", False), ("another", True)):
+            found = []
+            with Copies():
+                assert FrozenMetric(net, name)(images).device.type == "cuda"
+            assert bool(found) == copies, found
+
+
 def test_random_musiq_is_fixed_and_leaves_the_generator_alone(musiq, images):
     state = torch.get_rng_state()
     again = load_iqa("models.iqa:random_musiq", "cpu")

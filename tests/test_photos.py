@@ -21,7 +21,7 @@ from torch import nn
 import evaluate
 from models import tiles
 from models.checkpoint import save_atomic
-from models.photos import read_photo, write_photo
+from models.photos import read_photo, upscale_photos, write_photo
 from models.rrdb import RRDBNet
 from models.swinir import SwinIR
 
@@ -472,6 +472,54 @@ def test_a_folder_of_photos(ckpt, tmp_path):
     assert evaluate.use_checkpoint(args) == 0 and [r["status"] for r in rows()] == ["made"] * 2
     assert (np.asarray(Image.open(out / "b.png")) == saved).all()
 
+    # One photo more, given alone: the others' rows stay, as long as their results do
+    (out / "c.JPG").unlink()
+    args.lq = str(tmp_path / "single.png")
+    Image.fromarray(image).save(args.lq)
+    assert evaluate.use_checkpoint(args) == 0
+    assert [r["file"] for r in rows()] == ["b.png", "single.png"]
+    assert "# photos that are not in --lq: from earlier calls" in (out / "scores.csv").read_text()
+
+
+def test_an_error_of_torch_concerns_its_photo_alone(tmp_path, capsys):
+    files = [tmp_path / f"{name}.png" for name in "ab"]
+    for i, file in enumerate(files):
+        Image.new("RGB", (8 + i, 8)).save(file)
+
+    def upscale(x):
+        if x.shape[-1] == 8:
+            raise RuntimeError("CUDA error of this size\nwith advice")
+        return enlarge(x), 0
+
+    _, rows = upscale_photos(files, tmp_path / "sr", upscale, {}, quiet=True)
+    assert [row[1] for row in rows] == ["failed", "made"]
+    assert f"{files[0]}: CUDA error of this size\n" == capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems know no limit of this kind")
+def test_a_cpu_refuses_memory_so_that_tiles_are_used():
+    """About 190 MB are left to a network that takes 400 MB for the whole image, 90 MB in tiles."""
+    code = """
+import torch
+from models import tiles
+
+torch.set_num_threads(1)
+net = torch.nn.Sequential(torch.nn.Upsample(scale_factor=4), torch.nn.Conv2d(3, 90, 1),
+                          torch.nn.Conv2d(90, 3, 1))
+lq = torch.rand(1, 3, 256, 256)
+with torch.no_grad():
+    right = torch.cat([net(x) for x in lq.split(8, 2)], 2)
+free = int(open("/proc/meminfo").read().split("MemAvailable:")[1].split()[0]) * 1024
+tiles.limit_memory(190e6 / free)
+sr, tile = tiles.upscale(net, lq, quiet=True)
+print(tile, (sr - right).abs().max().item())
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True,
+                          timeout=120)
+    assert done.returncode == 0, done.stderr
+    tile, difference = done.stdout.split()
+    assert 64 <= int(tile) <= 128 and float(difference) < 1e-5
+
 
 def test_two_processes_share_the_photos(ckpt, tmp_path):
     photos = tmp_path / "photos"
@@ -508,7 +556,7 @@ def test_two_processes_share_the_photos(ckpt, tmp_path):
 
 
 @pytest.mark.parametrize("more, message", [
-    (("--lq", "{tmp}/nothing", "--out", "{tmp}/sr"), "nothing: no .png"),
+    (("--lq", "{tmp}/nothing", "--out", "{tmp}/sr"), "nothing: no such photo or folder"),
     (("--lq", "{tmp}", "--out", "{tmp}"), "holds the photos themselves"),
     (("--lq", "{tmp}/a.png", "--out", "{tmp}/b.png"), "give a folder"),
     (("--lq", "{tmp}/a.png", "--out", "{tmp}/sr", "--tile", "100"), "--tile 100"),
@@ -521,6 +569,20 @@ def test_bad_arguments_are_refused(ckpt, tmp_path, more, message):
     args = [m.format(tmp=tmp_path, ckpt=ckpt[0]) for m in more]
     with pytest.raises((ValueError, OSError), match=message):
         evaluate.use_checkpoint(evaluate.parse_args(["--ckpt", str(ckpt[0]), *args]))
+
+
+@pytest.mark.parametrize("args, flag", [
+    ("--ckpt a.pt --export d.pth --lora-scale 0.5", "--lora-scale"),
+    ("--ckpt a.pt --export d.pth --onnx-size 8 8", "--onnx-size"),
+    ("--ckpt a.pt --export d.pth --tile 64", "--tile"),
+    ("--models A=b --out t.csv --gt g --lq l --tile 64", "--tile"),
+    ("--models A=b --out t.csv --gt g --lq l --overwrite", "--overwrite"),
+    ("--models A=b --out t.csv --gt g --lq l --lora-scale 0.5", "--lora-scale"),
+])
+def test_a_flag_that_would_do_nothing_is_refused(args, flag, capsys):
+    with pytest.raises(SystemExit) as caught:
+        evaluate.parse_args(args.split())
+    assert caught.value.code == 2 and flag in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("args", [

@@ -130,6 +130,17 @@ def test_fewer_images_by_rule_and_by_size(run, tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+def test_images_of_some_models(tmp_path):
+    arguments = make_run(tmp_path)
+    report.main(report.parse_args([*arguments, "--models", "SwinIR-AMO"]))
+    data = data_of(tmp_path / "results/demo/report.html")
+    assert [s for s in data["sources"] if s.startswith("SwinIR")] == ["SwinIR-AMO"]
+    assert len(data["images"][0]["files"]) == len(data["sources"])
+    assert len([row for row in data["rows"] if row.startswith("SwinIR")]) > 1  # scores of all
+    with pytest.raises(ValueError, match="--models SwinIR-X: no row of"):
+        report.main(report.parse_args([*arguments, "--models", "SwinIR-X"]))
+
+
 BAD = {
     "no results": (lambda root: shutil.rmtree(root / "results"), "no such folder"),
     "no per-image table": (lambda root: (root / "results/demo/table5_per_image.csv").unlink(),

@@ -503,13 +503,52 @@ def test_bad_input_is_one_line_and_exit_2(base):
     (FileNotFoundError(2, "No such file or directory"), True),  # the worker's socket
     (FileNotFoundError(2, "No such file or directory", "a.png"), False),
     (FileNotFoundError("Caught FileNotFoundError in DataLoader worker process 0."), False),
+    (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that "
+                  "dataloader's workers are out of shared memory."), True),
     (RuntimeError("CUDA error"), False), (PermissionError(13, "denied", "a.png"), False),
 ])
 def test_a_killed_data_worker_is_named_and_nothing_else(error, named):
     with pytest.raises(OSError if named else type(error)) as caught, dead_worker_named():
         raise error
     assert ("a data worker was killed" in str(caught.value)) == named
+    assert ("/dev/shm" in str(caught.value)) == ("shared memory" in str(error))
     assert named or caught.value is error
+
+
+def test_weights_that_a_gradient_has_spoilt_are_not_saved(base, tmp_path, monkeypatch):
+    """The losses of a step are computed before its weights change."""
+    monkeypatch.setattr(train_sr, "step_discriminator", spoilt_at_step_4())
+    out = tmp_path / "spoilt"
+    with pytest.raises(ValueError, match=r"step 4: not finite: UNetDiscriminatorSN.conv9.bias"):
+        call(train_sr, *TINY, *STAGE2, "--sampler", "rand", "--save-every", 2, "--steps", 8,
+             "--out", out, cwd=base, monkeypatch=monkeypatch)
+    last = load_file(out / "last.pt")
+    assert last["step"] == 2 and all(v.isfinite().all() for v in last["net_d"].values())
+
+
+def spoilt_at_step_4():
+    calls, real = [], train_sr.step_discriminator
+
+    def step(args, net_d, *rest):
+        loss = real(args, net_d, *rest)
+        calls.append(1)
+        if len(calls) == 4:
+            net_d.conv9.bias.data.fill_(float("nan"))
+        return loss
+
+    return step
+
+
+def test_workers_are_a_ranks_share_of_the_cores(monkeypatch):
+    for cores, ranks, workers in ((64, 4, 8), (16, 4, 4), (2, 4, 1)):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, n=cores: range(n), raising=False)
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+        args = train_sr.parse_args(["--sampler", "rand"])
+        train_sr.complete_settings(args)
+        assert args.num_workers == workers
+    args = train_sr.parse_args(["--sampler", "rand", "--num-workers", "0"])
+    train_sr.complete_settings(args)
+    assert args.num_workers == 0
 
 
 def test_batch_must_divide_among_processes(base):

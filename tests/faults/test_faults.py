@@ -234,6 +234,24 @@ def test_a_broken_image_ends_all_ranks(base, tmp_path):
     assert re.match(r"train_sr.py: \[rank [01]\] ", line) and str(victim) in line
 
 
+def test_a_signal_to_all_processes_of_torchrun_saves(base):
+    """What a scheduler sends; torchrun then sends its processes another."""
+    flags = (*AMO, "--num-workers", 1, "--save-every", 1000, "--out", "all")
+    process = start(*flags, "--steps", 5000, cwd=base, processes=2)
+    wait_for(lambda: step_of(base / "all") >= 2, process)
+    for pid in [process.pid, *descendants(process.pid)]:
+        os.kill(pid, signal.SIGTERM)
+    stdout, stderr = process.communicate(timeout=60)
+    step = int(re.search(r"stopped by a signal after step (\d+)", stdout)[1])
+    assert load_file(base / "all/last.pt")["step"] == step and not said(stderr)
+
+
+def descendants(pid):
+    children = [int(n) for task in Path(f"/proc/{pid}/task").iterdir()
+                for n in (task / "children").read_text().split()]
+    return children + [n for child in children for n in descendants(child)]
+
+
 def test_a_killed_rank_ends_all_ranks(base):
     """Its loss in the middle of a step breaks the others' all-reduce."""
     begin = time.monotonic()
