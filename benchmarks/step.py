@@ -39,7 +39,8 @@ from models.iqa import load_iqa
 from models.losses import VGG19_LAYERS, VGG19_WEIGHTS, VGG19Loss, gan_loss_g
 from models.samplers import choose_argmax, sampling_weights
 
-ARMS = ("upos", "contiguous", "bf16", "fused", "sdpa", "compile")
+ARMS = ("upos", "contiguous", "unfused", "sdpa", "bf16", "compile", "autotune", "tf32")
+GPU_ARMS = ("bf16", "compile", "autotune", "tf32")
 HEADER = ["net", "arm", "batch", "patch", "seconds", "min", "max", "ratio", "tflop", "tflop_per_s",
           "peak_mib", "hours_300k", "max_abs_difference"]
 
@@ -59,12 +60,12 @@ class Step:
         self.net_ema = copy.deepcopy(self.net_g).requires_grad_(False)
         self.net_d = UNetDiscriminatorSN().to(device, memory_format=layout)
         adam = functools.partial(torch.optim.Adam, lr=1e-4, betas=(0.9, 0.99),
-                                 fused=True if "fused" in changes else None)
+                                 fused=None if "unfused" in changes else True)
         self.optim_g, self.optim_d = adam(self.net_g.parameters()), adam(self.net_d.parameters())
-        self.percep = VGG19Loss(random_vgg19()).to(device)
+        self.percep = VGG19Loss(random_vgg19()).to(device, memory_format=layout)
         self.iqa = load_iqa("models.iqa:random_musiq", device)
         self.forward = torch.compile(self.net_g) if "compile" in changes else self.net_g
-        self.sdpa = "sdpa" in changes
+        self.sdpa, self.autotune, self.tf32 = (a in changes for a in ("sdpa", "autotune", "tf32"))
         self.batch = {k: batch[k].to(device) for k in ("lq", "gts")}
 
     def images(self) -> tuple[Tensor, Tensor]:
@@ -73,7 +74,12 @@ class Step:
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.batch["lq"].device.type, torch.bfloat16, enabled=self.args.bf16)
 
+    def set_flags(self) -> None:
+        torch.backends.cudnn.benchmark = self.autotune
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = self.tf32
+
     def __call__(self) -> None:
+        self.set_flags()
         lq, gts = self.images()
         gt = gts[:, 0]
         if self.amo:
@@ -88,6 +94,7 @@ class Step:
     @torch.no_grad()
     def output(self) -> Tensor:
         """What the untrained network gives, to compare the arms by."""
+        self.set_flags()
         with self.autocast(), with_sdpa() if self.sdpa else contextlib.nullcontext():
             return self.forward(self.images()[0]).float()
 
@@ -196,27 +203,33 @@ def make_draws(root: Path, net: str, patch: int, amo: bool) -> Draws:
                  functools.partial(degrade_patch, setting=setting))
 
 
-def argmax_flips(root: Path, count: int, patch: int, device: torch.device) -> str:
-    """AMO's choice by float32 scores against scores in bf16 autocast, over `count` draws."""
+@torch.no_grad()
+def argmax_flips(root: Path, count: int, patch: int, device: torch.device) -> list[str]:
+    """AMO's choice by float32 scores against rough ones, over `count` draws."""
     draws = make_draws(root, "swinir", patch, True)
     iqa = load_iqa("models.iqa:random_musiq", device)
-    flips, moved = 0, []
-    for draw in range(count):
-        gts = torch.from_numpy(draws[draw]["gts"]).to(device).float() / 255
-        exact = iqa(gts)
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
-            rough = iqa.net(gts).float().flatten()
-        flips += int(exact.argmax() != rough.argmax())
-        moved.append((exact - rough).abs().max().item())
-    return (f"arg max of 5 GTs, MUSIQ with random weights: bf16 flips {flips} of {count} choices, "
-            f"moves scores by up to {max(moved):.2g}, in the median {statistics.median(moved):.2g}")
+    lines = []
+    for how in ("bf16", "tf32") if device.type == "cuda" else ("bf16",):
+        flips, moved = 0, []
+        for draw in range(count):
+            gts = torch.from_numpy(draws[draw]["gts"]).to(device).float() / 255
+            exact = iqa(gts)
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = how == "tf32"
+            with torch.autocast(device.type, torch.bfloat16, enabled=how == "bf16"):
+                rough = iqa.net(gts).float().flatten()
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+            flips += int(exact.argmax() != rough.argmax())
+            moved.append((exact - rough).abs().max().item())
+        lines.append(f"arg max of 5 GTs, MUSIQ with random weights: {how} flips {flips} of {count} "
+                     f"choices, moves scores by up to {max(moved):.2g}, in the median "
+                     f"{statistics.median(moved):.2g}")
+    return lines
 
 
 def main(args: argparse.Namespace) -> None:
     args.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     cuda = args.device.type == "cuda"
-    torch.backends.cudnn.allow_tf32 = False  # as in train_sr.py
-    arms = [a for a in args.arms or ARMS if args.arms or cuda or a not in ("bf16", "compile")]
+    arms = [a for a in args.arms or ARMS if args.arms or cuda or a not in GPU_ARMS]
     rows, notes = [], []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -259,8 +272,9 @@ def main(args: argparse.Namespace) -> None:
             ratio = statistics.median(values) / statistics.median(seconds["at once"])
             rows.append(["MUSIQ as reward", arm, size, args.patch_size, *spread(values),
                          f"{ratio:.3f}", "", "", f"{peak[arm]:.0f}", "", ""])
+        torch.backends.cudnn.allow_tf32 = False  # as in train_sr.py
         if args.argmax:
-            notes.append(argmax_flips(root, args.argmax, args.patch_size, args.device))
+            notes += argmax_flips(root, args.argmax, args.patch_size, args.device)
     write_results("step", HEADER, rows, args.device, [
         f"seconds: one step, median of {args.repeats}, arms in turn, "
         + ("by CUDA events" if cuda else "by the clock")
@@ -278,7 +292,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--net", nargs="+", choices=("swinir", "rrdb"), default=["swinir", "rrdb"], help="networks")
     add("--arms", nargs="+", choices=ARMS,
         help="what to compare with the reference, besides itself; upos: no Q; bf16: bf16 where it "
-        "is not the default, else none (default: all, on a CPU all but bf16 and compile)")
+        "is not the default, else none; autotune: cudnn.benchmark; tf32: of Q, and of the networks "
+        f"where they are float32 (default: all, on a CPU all but {', '.join(GPU_ARMS)})")
     add("--batch-size", type=int, help="of one process (default: the paper's 8 and 12; 1 on a CPU)")
     add("--patch-size", type=int, default=256, help="GT pixels per side")
     add("--repeats", type=int, default=5, help="timed steps per arm")
