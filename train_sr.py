@@ -199,7 +199,8 @@ def image_quality(args: argparse.Namespace, sets: MultiGT, iqa: nn.Module) -> np
     qualities = []
     for name, metric in zip(args.iqa, getattr(iqa, "metrics", [iqa]), strict=True):
         scores = score_images(name, lambda metric=metric: metric, images, Path(home) / ".scores",
-                              args.device, 8, args.rank, args.world, gather)
+                              args.device, 8 if args.device.type == "cuda" else 1, args.rank,
+                              args.world, gather)
         quality = scores.of(keys) if scores else np.full(keys.shape, np.nan)
         if np.isnan(quality).any():
             raise ValueError(f"--iqa {name}: could not score every image of {sets.root}, see above")
