@@ -12,7 +12,6 @@ outside the overlaps; and for one that looks at everything (SwinIR's 36 blocks i
 the difference is what the pixels beyond the overlap still contribute.
 """
 
-import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,20 +77,34 @@ def halves(side: int) -> Iterator[int]:
         yield side
 
 
-def limit_memory(share: float = 0.9) -> None:
-    """On Linux, let allocations fail that would take more than this share of the free memory, of
-    the machine or of the process's cgroup; else the system lets them be and kills the process."""
-    def number(path: str, key: str = "") -> int | None:
-        text = Path(path).read_text().partition(key)[2] if Path(path).is_file() else ""
-        return int(text.split()[0]) if text and text.split()[0].isdecimal() else None
+def free_memory(root: str | Path = "/") -> int | None:
+    """Bytes that the machine, and the process's cgroup (version 2), have left; None if unknown."""
+    def number(file: str, key: str | None = None) -> int | None:
+        try:
+            words = Path(root, file).read_text().split()
+            return int(words[words.index(key) + 1 if key else 0])
+        except (OSError, ValueError):  # no such file or key; a limit may be "max"
+            return None
 
-    free, held = number("/proc/meminfo", "MemAvailable:"), number("/proc/self/status", "VmData:")
-    if free is None or held is None:
+    left = []
+    if (free := number("proc/meminfo", "MemAvailable:")) is not None:
+        left.append(1024 * free)
+    limit, used = (number(f"sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
+    if limit is not None and used is not None:  # what files fill is given back where it is needed
+        left.append(limit - used + (number("sys/fs/cgroup/memory.stat", "inactive_file") or 0))
+    return max(0, min(left)) if left else None
+
+
+def limit_memory(share: float = 0.9) -> None:
+    """On Linux, let allocations fail that would take more than this share of the free memory; else
+    the system lets them be and kills the process."""
+    free, status = free_memory(), Path("/proc/self/status")
+    if free is None or not status.exists():
         return
-    limit, used = (number(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
-    free = min([1024 * free, *([limit - used] if limit and used else [])])
-    data = 1024 * held + max(0, int(share * free))
-    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    import resource  # not on Windows
+
+    held = 1024 * int(status.read_text().split("VmData:")[1].split()[0])
+    data, hard = held + int(share * free), resource.getrlimit(resource.RLIMIT_DATA)[1]
     if hard == resource.RLIM_INFINITY or data < hard:
         resource.setrlimit(resource.RLIMIT_DATA, (data, hard))
 

@@ -467,7 +467,7 @@ def test_phases_and_sets_together_decode_and_score_an_image_once(own, monkeypatc
     monkeypatch.setattr(scores, "score_batch", score_batch)
     main(parse_args(["--pairs", str(train), "--pairs-test", str(train), "--sets",
                      str(own / "HGGT"), "--out", str(own / "out"), "--metrics", "own_metrics:mean",
-                     "--reference", "own_metrics:mean"]))
+                     "--reference", "own_metrics:mean", "--batch-size", "8"]))
     assert len(decoded) == len(set(decoded)) == 10 + 30
     assert batches == [[32] * 8, [32] * 2, [48] * 8, [48] * 8, [48] * 8, [48] * 6]
 

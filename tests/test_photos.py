@@ -496,6 +496,20 @@ def test_an_error_of_torch_concerns_its_photo_alone(tmp_path, capsys):
     assert f"{files[0]}: CUDA error of this size\n" == capsys.readouterr().err
 
 
+def test_free_memory_is_the_machines_or_the_containers(tmp_path):
+    assert tiles.free_memory(tmp_path) is None  # not Linux
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 9000 kB\nMemAvailable:   8000 kB\nX: 1 kB\n")
+    assert tiles.free_memory(tmp_path) == 8000 * 1024
+    cgroup = tmp_path / "sys/fs/cgroup"
+    cgroup.mkdir(parents=True)
+    (cgroup / "memory.current").write_text("3000000\n")
+    (cgroup / "memory.stat").write_text("anon 2500000\nfile 500000\ninactive_file 400000\n")
+    for limit, free in (("max", 8000 * 1024), ("5000000", 2400000), ("1000000", 0)):
+        (cgroup / "memory.max").write_text(f"{limit}\n")
+        assert tiles.free_memory(tmp_path) == free
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems know no limit of this kind")
 def test_a_cpu_refuses_memory_so_that_tiles_are_used():
     """About 190 MB are left to a network that takes 400 MB for the whole image, 90 MB in tiles."""
@@ -509,8 +523,7 @@ net = torch.nn.Sequential(torch.nn.Upsample(scale_factor=4), torch.nn.Conv2d(3, 
 lq = torch.rand(1, 3, 256, 256)
 with torch.no_grad():
     right = torch.cat([net(x) for x in lq.split(8, 2)], 2)
-free = int(open("/proc/meminfo").read().split("MemAvailable:")[1].split()[0]) * 1024
-tiles.limit_memory(190e6 / free)
+tiles.limit_memory(190e6 / tiles.free_memory())
 sr, tile = tiles.upscale(net, lq, quiet=True)
 print(tile, (sr - right).abs().max().item())
 """
