@@ -70,7 +70,9 @@ def clean_exit(script: str) -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends another
         # Where a rank has failed, it was torchrun that stopped this one
         if not _count("failed", 0) and int(os.environ.get("RANK", 0)) == 0:
-            print(f"{script}: stopped by a signal; the same command goes on", file=sys.stderr)
+            ranks = int(os.environ.get("WORLD_SIZE", 1)) > 1  # torchrun's, where one was killed
+            why = "a signal, or because another process was killed" if ranks else "a signal"
+            print(f"{script}: stopped by {why}; the same command goes on", file=sys.stderr)
         sys.exit(0)
 
 
