@@ -244,6 +244,11 @@ def find_photos(lq: str | Path, out: str | Path) -> list[Path]:
     return found
 
 
+def first_line(error: BaseException) -> str:
+    """Of its message; its kind where it has none, as Python's own MemoryError."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def upscale_photos(
     files: list[Path],
     out: Path,
@@ -275,7 +280,7 @@ def upscale_photos(
             try:
                 scores[name, side] = f"{metric(photo.rgb).item():.6f}"
             except (ValueError, RuntimeError, MemoryError) as error:  # too small, or too large
-                say(path, f"no score ({str(error).splitlines()[0]})")
+                say(path, f"no score ({first_line(error)})")
         return scores
 
     for path in tqdm(files, desc=out.name, unit="photo", disable=quiet):
@@ -300,6 +305,6 @@ def upscale_photos(
                 scores |= score(target, read_photo(target), "sr")
         except (ValueError, OSError, MemoryError, RuntimeError) as error:  # torch's, of this size
             status = "failed"
-            say(path, str(error).splitlines()[0])
+            say(path, first_line(error))
         rows.append([path.name, status, *size, str(tile), *(scores.get(s, "") for s in sides)])
     return ["file", "status", "width", "height", "tile", *(f"{n}_{s}" for n, s in sides)], rows

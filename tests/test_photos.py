@@ -482,18 +482,21 @@ def test_a_folder_of_photos(ckpt, tmp_path):
 
 
 def test_an_error_of_torch_concerns_its_photo_alone(tmp_path, capsys):
-    files = [tmp_path / f"{name}.png" for name in "ab"]
+    files = [tmp_path / f"{name}.png" for name in "abc"]
     for i, file in enumerate(files):
         Image.new("RGB", (8 + i, 8)).save(file)
 
     def upscale(x):
         if x.shape[-1] == 8:
             raise RuntimeError("CUDA error of this size\nwith advice")
+        if x.shape[-1] == 9:
+            raise MemoryError  # Python's own has no message
         return enlarge(x), 0
 
     _, rows = upscale_photos(files, tmp_path / "sr", upscale, {}, quiet=True)
-    assert [row[1] for row in rows] == ["failed", "made"]
-    assert f"{files[0]}: CUDA error of this size\n" == capsys.readouterr().err
+    assert [row[1] for row in rows] == ["failed", "failed", "made"]
+    assert capsys.readouterr().err == (
+        f"{files[0]}: CUDA error of this size\n{files[1]}: MemoryError\n")
 
 
 def test_free_memory_is_the_machines_or_the_containers(tmp_path):
