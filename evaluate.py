@@ -336,6 +336,7 @@ def use_checkpoint(args: argparse.Namespace) -> int:
     files, out = gather(files)[0], Path(args.out)
     net.to(device)
     if device.type == "cpu":
+        super_resolve(net, torch.zeros(1, 3, 64, 64))  # oneDNN has to start with memory at hand
         limit_memory(0.9 / world)  # so that --tile auto gets to know
     header, rows = upscale_photos(
         files[rank::world], out, lambda lq: upscale(net, lq.to(device), tile, SCALE, rank > 0),
@@ -572,7 +573,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         args.tile = args.tile or "auto"
         return args
     for flag in ("lora", "lora_scale", "export", "tile", "overwrite", "onnx_size"):
-        if getattr(args, flag) not in (None, False):
+        if getattr(args, flag) is not None and getattr(args, flag) is not False:
             parser.error(f"--{flag.replace('_', '-')}: goes with --ckpt, not with tables")
     if not (args.models and args.out):
         parser.error("give --models and --out, or --ckpt")

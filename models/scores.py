@@ -218,7 +218,7 @@ def score_images(
                             n_scored += 1
                     log.flush()  # a kill loses one batch
                     bar.update(len(batch))
-                    if len(failures) >= 8 * batch_size and not known and not n_scored:
+                    if len(failures) >= 64 and not known and not n_scored:
                         break  # it is the metric, not its images
         except OSError as e:  # a full disk: all ends; the error of a write does not name its file
             raise OSError(f"{file}: {e.strerror or e}") from e
