@@ -333,9 +333,7 @@ def main(args: argparse.Namespace) -> None:
         raise ValueError(f"--columns {' '.join(args.columns)}: write {'=NAME '.join(COLUMNS)}=NAME")
     if not (args.pairs or args.pairs_test or args.sets):
         raise ValueError("nothing to analyse; give --pairs, --pairs-test or --sets")
-    if args.batch_size is None:  # a CPU takes 1.3 times as long in batches (benchmarks/results)
-        args.batch_size = 8 if device.type == "cuda" else 1
-    if args.batch_size < 1:
+    if args.batch_size is not None and args.batch_size < 1:
         raise ValueError(f"--batch-size {args.batch_size}: must be at least 1")
     metrics = [parse_metric(t) for t in args.metrics or (METRICS if args.pairs else METRICS[:TOP])]
     best = [parse_metric(t) for t in args.phase2_metrics or ()]

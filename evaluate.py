@@ -573,7 +573,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         args.tile = args.tile or "auto"
         return args
     for flag in ("lora", "lora_scale", "export", "tile", "overwrite", "onnx_size"):
-        if getattr(args, flag) is not None and getattr(args, flag) is not False:
+        value = getattr(args, flag)
+        if value is not None and value is not False:  # 0 was given
             parser.error(f"--{flag.replace('_', '-')}: goes with --ckpt, not with tables")
     if not (args.models and args.out):
         parser.error("give --models and --out, or --ckpt")

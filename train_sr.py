@@ -199,8 +199,7 @@ def image_quality(args: argparse.Namespace, sets: MultiGT, iqa: nn.Module) -> np
     qualities = []
     for name, metric in zip(args.iqa, getattr(iqa, "metrics", [iqa]), strict=True):
         scores = score_images(name, lambda metric=metric: metric, images, Path(home) / ".scores",
-                              args.device, 8 if args.device.type == "cuda" else 1, args.rank,
-                              args.world, gather)
+                              args.device, None, args.rank, args.world, gather)
         quality = scores.of(keys) if scores else np.full(keys.shape, np.nan)
         if np.isnan(quality).any():
             raise ValueError(f"--iqa {name}: could not score every image of {sets.root}, see above")
@@ -512,7 +511,8 @@ def complete_settings(args: argparse.Namespace) -> None:
     if args.sampler is None:
         raise ValueError(f"--sampler is missing; choose one of {', '.join(SAMPLERS)}")
     milestones = preset["stage_one_milestones" if stage_one else "milestones"]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux alone has it
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     share = cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     defaults = {
         "num_workers": min(8, max(1, share)),

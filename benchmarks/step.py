@@ -74,12 +74,8 @@ class Step:
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.batch["lq"].device.type, torch.bfloat16, enabled=self.args.bf16)
 
-    def set_flags(self) -> None:
-        torch.backends.cudnn.benchmark = self.autotune
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = self.tf32
-
     def __call__(self) -> None:
-        self.set_flags()
+        set_flags(self.autotune, self.tf32)
         lq, gts = self.images()
         gt = gts[:, 0]
         if self.amo:
@@ -94,7 +90,7 @@ class Step:
     @torch.no_grad()
     def output(self) -> Tensor:
         """What the untrained network gives, to compare the arms by."""
-        self.set_flags()
+        set_flags(self.autotune, self.tf32)
         with self.autocast(), with_sdpa() if self.sdpa else contextlib.nullcontext():
             return self.forward(self.images()[0]).float()
 
@@ -118,6 +114,11 @@ class Step:
             "Adam of G, EMA": lambda: (self.optim_g.step(),
                                        train_sr.ema_update(self.net_ema, self.net_g, 0.999)),
         }  # fmt: skip
+
+
+def set_flags(autotune: bool = False, tf32: bool = False) -> None:
+    torch.backends.cudnn.benchmark = autotune
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
 
 
 @contextlib.contextmanager
@@ -213,11 +214,11 @@ def argmax_flips(root: Path, count: int, patch: int, device: torch.device) -> li
         flips, moved = 0, []
         for draw in range(count):
             gts = torch.from_numpy(draws[draw]["gts"]).to(device).float() / 255
+            set_flags()
             exact = iqa(gts)
-            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = how == "tf32"
+            set_flags(tf32=how == "tf32")
             with torch.autocast(device.type, torch.bfloat16, enabled=how == "bf16"):
                 rough = iqa.net(gts).float().flatten()
-            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
             flips += int(exact.argmax() != rough.argmax())
             moved.append((exact - rough).abs().max().item())
         lines.append(f"arg max of 5 GTs, MUSIQ with random weights: {how} flips {flips} of {count} "
@@ -272,7 +273,6 @@ def main(args: argparse.Namespace) -> None:
             ratio = statistics.median(values) / statistics.median(seconds["at once"])
             rows.append(["MUSIQ as reward", arm, size, args.patch_size, *spread(values),
                          f"{ratio:.3f}", "", "", f"{peak[arm]:.0f}", "", ""])
-        torch.backends.cudnn.allow_tf32 = False  # as in train_sr.py
         if args.argmax:
             notes += argmax_flips(root, args.argmax, args.patch_size, args.device)
     write_results("step", HEADER, rows, args.device, [

@@ -165,7 +165,7 @@ def score_images(
     images: dict[str, str],
     folder: Path,
     device: torch.device | str = "cpu",
-    batch_size: int = 8,
+    batch_size: int | None = None,
     rank: int = 0,
     world: int = 1,
     gather: Callable[..., list] = lambda item=None: [item],
@@ -176,6 +176,7 @@ def score_images(
     name:   of the metric; may be "name@file", then the file's checksum is part of the cache's name
     build:  () -> frozen NR-IQA, (N, 3, H, W) in [0, 1] -> (N,), up = better; called only if needed
     images: {key: path}; the key and the file's size address the cache
+    batch_size: of images of one size; None: 8 on a GPU, 1 on a CPU, where batches take longer
     folder: for <metric>.csv, and <metric>.rankN.csv of the other processes
     rank, world, gather: of several processes; gather(item) -> the items of all ranks, a barrier.
             Every rank calls this with the same images and scores its share of the missing ones
@@ -184,6 +185,7 @@ def score_images(
     What goes wrong is printed: None is returned if the metric failed, Scores without an image that
     failed. OSError if a score cannot be written.
     """
+    batch_size = batch_size or (8 if torch.device(device).type == "cuda" else 1)
     stem = cache_stem(name)
     folder.mkdir(parents=True, exist_ok=True)
     files = {(key, os.path.getsize(path)): path for key, path in images.items()}

@@ -357,6 +357,17 @@ def test_failures_of_single_images_and_of_metrics(own, capsys):
         assert reason in text
 
 
+def test_a_metric_survives_some_bad_images_and_is_given_up_after_many(own, capsys):
+    images = {}
+    for i in range(70):
+        (own / f"a{i:02}.png").write_bytes(b"not an image")
+        images[f"a{i:02}.png"] = str(own / f"a{i:02}.png")
+    save_grey(own / "z.png", 100)
+    some = dict(list(images.items())[:12]) | {"z.png": str(own / "z.png")}
+    assert list(score("own_metrics:mean", some, own / "some").quality) == ["z.png"]
+    assert score("own_metrics:mean", images | {"z.png": str(own / "z.png")}, own / "many") is None
+
+
 def test_metric_names(own):
     weights = own / "q=1.pt"
     weights.write_bytes(b"one")

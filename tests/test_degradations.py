@@ -494,7 +494,7 @@ def test_against_the_steps_spelled_out(photo, setting):
         expected = step_by_step(gt, params, np.random.default_rng(i)).round().clip(0, 255)
         equal.append((lq == expected).mean())
     # float32 there, float64 here: now and then a pixel rounds differently before a JPEG
-    assert np.median(equal) > 0.999 and min(equal) > 0.8, equal
+    assert np.median(equal) > 0.999 and sorted(equal)[1] > 0.9 and min(equal) > 0.8, equal
 
 
 @pytest.mark.parametrize(

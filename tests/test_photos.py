@@ -594,6 +594,7 @@ def test_bad_arguments_are_refused(ckpt, tmp_path, more, message):
     ("--models A=b --out t.csv --gt g --lq l --tile 64", "--tile"),
     ("--models A=b --out t.csv --gt g --lq l --overwrite", "--overwrite"),
     ("--models A=b --out t.csv --gt g --lq l --lora-scale 0.5", "--lora-scale"),
+    ("--models A=b --out t.csv --gt g --lq l --lora-scale 0", "--lora-scale"),
 ])
 def test_a_flag_that_would_do_nothing_is_refused(args, flag, capsys):
     with pytest.raises(SystemExit) as caught:
