@@ -33,7 +33,7 @@ import numpy as np
 import torch
 
 from models.checkpoint import read_csv, write_csv
-from models.distributed import clean_exit, finish, gather, init_distributed, main_first
+from models.distributed import clean_exit, cleanup, gather, init_distributed, rank_zero_first
 from models.hggt import load_sets
 from models.iqa import load_iqa
 from models.scores import Scores, cache_stem, keep_decoded, score_images
@@ -347,7 +347,7 @@ def main(args: argparse.Namespace) -> None:
     pairs = {split: read_pairs(path, columns, images) for split, path in given.items() if path}
     members, labels = np.empty((0, 5), object), np.empty((0, 5), np.int8)
     if args.sets:
-        sets = main_first(lambda: load_sets(args.sets))
+        sets = rank_zero_first(lambda: load_sets(args.sets))
         if sets.labels is None:
             raise ValueError(f"{args.sets}: has no labels; Table 4 needs HGGT's layout")
         rows, root = np.flatnonzero((sets.labels == -1).any(1)), os.path.abspath(sets.root)
@@ -474,7 +474,7 @@ def main(args: argparse.Namespace) -> None:
                        f"with a negative of {args.sets}; the largest difference first",
                        f"quality: {args.reference}", colour,
                        *weights([m for m in best if m.name == args.reference]), made])
-    finish()
+    cleanup()
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -48,7 +48,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from models.checkpoint import file_digest, read_csv, read_state, replacing, write_csv
-from models.distributed import clean_exit, finish, gather, init_distributed, main_first
+from models.distributed import clean_exit, cleanup, gather, init_distributed, rank_zero_first
 from models.export import export
 from models.hggt import MultiGT, index_sets, png_size, read_rgb
 from models.iqa import MetricUnavailable, load_fr, load_iqa, min_side
@@ -260,7 +260,7 @@ def load_metrics(
             except (ValueError, OSError) as error:
                 problems.append(str(error))
 
-    main_first(load)  # rank 0 may download their weights
+    rank_zero_first(load)  # rank 0 may download their weights
     for absent in gather(dict(unavailable)):
         unavailable |= absent
     return {c: m for c, m in metrics.items() if c not in unavailable}, unavailable, problems
@@ -318,7 +318,7 @@ def use_checkpoint(args: argparse.Namespace) -> int:
     if args.export:
         if rank == 0:
             print(export(net, args.export, args.onnx_size))
-        finish()
+        cleanup()
         return 0
     files, tile = find_photos(args.lq, args.out), tile_size(args.tile)
     chosen = PHOTO_METRICS if args.metrics is METRICS else args.metrics
@@ -358,7 +358,7 @@ def use_checkpoint(args: argparse.Namespace) -> int:
             comments.append("photos that are not in --lq: from earlier calls")
         write_csv(out / "scores.csv", header, sorted(rows + earlier), comments)
     gather()  # torchrun stops rank 0 where another ends with 1
-    finish()
+    cleanup()
     return failed
 
 
@@ -387,7 +387,7 @@ def main(args: argparse.Namespace) -> None:
     if args.realsr:
         sets, lq_files = find_realsr(args.realsr)
     else:
-        sets, wrong = main_first(lambda: index_sets(args.gt))
+        sets, wrong = rank_zero_first(lambda: index_sets(args.gt))
         lq_files = [os.path.join(args.lq, f"{name}.png") for name in sets.names]
         problems += wrong
     problems += check_pairs(sets, lq_files, bool(args.realsr))
@@ -484,7 +484,7 @@ def main(args: argparse.Namespace) -> None:
             write_csv(out, ["model", "no_human_labels", *columns], table, comments)
             write_csv(out.with_name(f"{out.stem}_per_image.csv"), ["model", "image", *every],
                       per_image, comments)
-    finish()
+    cleanup()
     if rank > 0:
         return
 

@@ -23,7 +23,7 @@ import torch
 
 import train_sr
 from models.checkpoint import save_atomic
-from models.distributed import clean_exit, finish
+from models.distributed import clean_exit, cleanup
 from models.lora import add_lora, lora_state, merge_lora
 
 # PAPER: Sec. 8.3. SwinIR: the MLPs, rank 48, lr 5e-6 halved at 5,000 steps;
@@ -47,7 +47,7 @@ def main(args: argparse.Namespace) -> None:
         variant += train_sr.other_metrics(args)
         variant += f"-seed{args.seed}" * (args.seed > 0)
         args.out = f"runs/{args.net}-{args.sampler}+FT{variant}"
-    train_sr.complete_settings(args)
+    train_sr.resolve_args(args)
 
     # The base network, adapted; Q as the reward
     net_g = train_sr.load_checked(args)
@@ -74,9 +74,9 @@ def main(args: argparse.Namespace) -> None:
                 out / "lora.pt",
             )
             merge_lora(net_ema)
-        save_atomic(train_sr.for_inference(net_ema), out / "net_g_ema.pt")
+        save_atomic(train_sr.ema_checkpoint(net_ema), out / "net_g_ema.pt")
         print(f"wrote {out / 'net_g_ema.pt'}")
-    finish()
+    cleanup()
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

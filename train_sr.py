@@ -53,13 +53,13 @@ from models.distributed import (
     any_rank,
     clean_exit,
     dead_worker_named,
-    finish,
+    cleanup,
     gather,
     init_distributed,
-    main_first,
+    rank_zero_first,
     start_worker,
 )
-from models.draws import Draws, StepDraws, check_patch_size
+from models.dataset import MultiGTDataset, StepBatchSampler, check_patch_size
 from models.hggt import MultiGT, check_data, load_sets, read_rgb
 from models.iqa import load_iqa, min_side
 from models.losses import LossWatch, VGG19Loss, gan_loss_d, gan_loss_g, laplacian_loss
@@ -168,13 +168,13 @@ def load_quality(args: argparse.Namespace, side: int, differentiable: bool = Fal
     for name in args.iqa:
         if side < min_side(name):
             raise ValueError(f"--iqa {name}: needs images of {min_side(name)} px, these are {side}")
-    metrics = main_first(lambda: [load_iqa(name, args.device, differentiable=differentiable)
+    metrics = rank_zero_first(lambda: [load_iqa(name, args.device, differentiable=differentiable)
                                   for name in args.iqa])  # rank 0 may download their weights
     return metrics[0] if len(metrics) == 1 else MeanOfMetrics(metrics)
 
 
 @torch.no_grad()
-def calibrate(args: argparse.Namespace, draws: Draws, metrics: MeanOfMetrics) -> Tensor:
+def calibrate(args: argparse.Namespace, draws: MultiGTDataset, metrics: MeanOfMetrics) -> Tensor:
     """Scale of several metrics, (2, M): their scores of all ground truths of the first draws."""
     scores = []
     for draw in range(CALIBRATION_DRAWS):
@@ -235,7 +235,7 @@ def sample_rows(lq: Tensor, sr: Tensor, gt: Tensor, count: int = 4) -> np.ndarra
     return (rows.permute(0, 2, 3, 1).flatten(0, 1) * 255).round().byte().cpu().numpy()
 
 
-def for_inference(net: nn.Module) -> dict:
+def ema_checkpoint(net: nn.Module) -> dict:
     """What net_g_ema.pt holds: plain tensors that load on any machine."""
     return {"params_ema": {k: v.cpu().contiguous() for k, v in net.state_dict().items()}}
 
@@ -318,7 +318,7 @@ def fit(args: argparse.Namespace, net_g: nn.Module, reward: nn.Module | None = N
                          f"the {world} processes")
 
     # Data and sampler. Everything that can be missing is asked for here, before the first step.
-    sets = main_first(lambda: load_sets(args.data))
+    sets = rank_zero_first(lambda: load_sets(args.data))
     if args.sampler in ("upos", "smp") and sets.labels is None:
         raise ValueError(f"{args.data}: --sampler {args.sampler} needs labels/<range>/A,B,C; "
                          "use origs_only, rand, sma or amo without them")
@@ -346,7 +346,7 @@ def fit(args: argparse.Namespace, net_g: nn.Module, reward: nn.Module | None = N
         optim_d = adam(net_d.parameters(), lr=args.lr_d)
     percep = laplacian_loss
     if args.perceptual == "vgg19" and args.lambda_p > 0:
-        percep = main_first(VGG19Loss).to(device, memory_format=torch.channels_last)
+        percep = rank_zero_first(VGG19Loss).to(device, memory_format=torch.channels_last)
 
     # Resume: all state is in last.pt, written atomically
     out.mkdir(parents=True, exist_ok=True)
@@ -371,11 +371,11 @@ def fit(args: argparse.Namespace, net_g: nn.Module, reward: nn.Module | None = N
 
     # The samples: which set, patch, flip, degradation and GT is a function of (seed, draw)
     make_draws = functools.partial(
-        Draws, sets.paths, sets.sizes, patch_size=args.patch_size, seed=args.seed, read=read_rgb,
+        MultiGTDataset, sets.paths, sets.sizes, patch_size=args.patch_size, seed=args.seed, read=read_rgb,
         degrade=functools.partial(degrade_patch, setting=preset["degradation"]),
         # Real-ESRNet trains on USM-sharpened GT; stage two does not (HGGT).
         prepare=usm_sharpen if stage_one and preset["degradation"] == "two_round" else None,
-        cache=args.cache and main_first(lambda: PixelCache(args.cache, sets.root, sets.paths,
+        cache=args.cache and rank_zero_first(lambda: PixelCache(args.cache, sets.root, sets.paths,
                                                            sets.sizes, read_rgb)),
     )
     scale = state and state.get("iqa_scale")
@@ -395,7 +395,7 @@ def fit(args: argparse.Namespace, net_g: nn.Module, reward: nn.Module | None = N
                              device_ids=[device.index] if device.type == "cuda" else None)
     ddp_g = wrap(net_g) if world > 1 else net_g
     ddp_d = wrap(net_d) if world > 1 and net_d is not None else net_d
-    batches = StepDraws(done + 1, args.steps, args.batch_size, rank, world)
+    batches = StepBatchSampler(done + 1, args.steps, args.batch_size, rank, world)
     loader = DataLoader(
         draws, batch_sampler=batches,
         num_workers=args.num_workers, pin_memory=device.type == "cuda",
@@ -471,7 +471,7 @@ def fit(args: argparse.Namespace, net_g: nn.Module, reward: nn.Module | None = N
         if stop and step < args.steps:
             if rank == 0:
                 print(f"{out}: stopped by a signal after step {step}; the same command goes on")
-            finish()
+            cleanup()
             sys.exit(0)
     interrupt.restore()
     return net_ema
@@ -483,7 +483,7 @@ def main(args: argparse.Namespace) -> None:
         if problems:
             raise ValueError(f"{args.data}: {len(problems)} problems, listed above")
         return
-    complete_settings(args)
+    resolve_args(args)
     torch.manual_seed(args.seed)
     if args.init:
         net_g = load_checked(args)
@@ -494,12 +494,12 @@ def main(args: argparse.Namespace) -> None:
                   "(--lambda-p 0 --lambda-a 0) or public PSNR weights.", file=sys.stderr)
     net_ema = fit(args, net_g)
     if args.rank == 0:
-        save_atomic(for_inference(net_ema), Path(args.out) / "net_g_ema.pt")
+        save_atomic(ema_checkpoint(net_ema), Path(args.out) / "net_g_ema.pt")
         print(f"wrote {Path(args.out) / 'net_g_ema.pt'}")
-    finish()
+    cleanup()
 
 
-def complete_settings(args: argparse.Namespace) -> None:
+def resolve_args(args: argparse.Namespace) -> None:
     """Fill in what depends on the net, the stage and the machine."""
     preset = PRESETS[args.net]
     args.rank, args.world, args.device = init_distributed()

@@ -31,7 +31,7 @@ from models import degradations
 from models.cache import PixelCache
 from models.degradations import apply_degradation, degrade_patch, draw_degradation
 from models.distributed import keep_freed_memory, start_worker
-from models.draws import Draws, StepDraws
+from models.dataset import MultiGTDataset, StepBatchSampler
 from models.hggt import load_sets, read_rgb
 from models.samplers import sampling_weights
 from train_sr import PRESETS
@@ -78,12 +78,12 @@ def plain_noise(
     image: np.ndarray, noise: dict, rng: np.random.Generator, levels_of: object
 ) -> np.ndarray:
     """degradations._add_noise with a normal number or a Poisson count per value."""
-    grey = noise["grey"]
+    gray = noise["gray"]
     if noise["kind"] == "gaussian":
-        shape = (*image.shape[:2], 1 if grey else 3)
+        shape = (*image.shape[:2], 1 if gray else 3)
         field = rng.standard_normal(shape, dtype=np.float32) * np.float32(noise["sigma"])
     else:
-        signal = (image @ degradations.LUMA)[..., None] if grey else image
+        signal = (image @ degradations.LUMA)[..., None] if gray else image
         signal = np.rint(signal).clip(0, 255)
         peak = 2 ** np.ceil(np.log2(len(np.unique(signal))))
         field = (rng.poisson(signal / 255 * peak) / peak * 255 - signal) * noise["scale"]
@@ -103,7 +103,7 @@ OWN = {name: getattr(degradations, name) for name in PLAIN}
 
 
 def baseline_sample(
-    draws: Draws, setting: str, read: Callable, operations: dict, draw: int
+    draws: MultiGTDataset, setting: str, read: Callable, operations: dict, draw: int
 ) -> dict[str, torch.Tensor]:
     """The sample of a draw with all five GTs, decoded and degraded as a whole, then cropped."""
     index, size = draws.set_of(draw), draws.patch_size
@@ -123,14 +123,14 @@ def baseline_sample(
             "gts": torch.from_numpy(np.ascontiguousarray(np.stack(gts).transpose(0, 3, 1, 2)))}
 
 
-def make_draws(sets, pixels: PixelCache) -> dict[tuple[str, str, bool], Draws]:
+def make_draws(sets, pixels: PixelCache) -> dict[tuple[str, str, bool], MultiGTDataset]:
     """{(net, sampler, cached): its samples}; labels and qualities are random."""
     rng, shape = np.random.default_rng(0), (len(sets.names), len(sets.paths[0]))
     labels = np.where(np.arange(shape[1]) == 0, 0, rng.choice([1, 1, 0, -1], shape))
     labels[:, -1] = 1  # no set without a positive
     quality = rng.uniform(30, 70, shape)
     return {
-        (net, sampler, cached): Draws(
+        (net, sampler, cached): MultiGTDataset(
             sets.paths, sets.sizes, sampling_weights(sampler, labels, quality, 10.0, shape), 256, 0,
             read_rgb,
             functools.partial(degrade_patch, setting=PRESETS[net]["degradation"]),
@@ -139,9 +139,9 @@ def make_draws(sets, pixels: PixelCache) -> dict[tuple[str, str, bool], Draws]:
     }
 
 
-def load(draws: Draws, workers: int) -> None:
+def load(draws: MultiGTDataset, workers: int) -> None:
     """As in training, from the start of the workers on."""
-    for _ in DataLoader(draws, batch_sampler=StepDraws(1, WORKER_SAMPLES // 4, 4, 0, 1),
+    for _ in DataLoader(draws, batch_sampler=StepBatchSampler(1, WORKER_SAMPLES // 4, 4, 0, 1),
                         num_workers=workers, worker_init_fn=start_worker,
                         multiprocessing_context="fork"):
         pass

@@ -33,7 +33,7 @@ from benchmarks.photos import write_sets
 from models import swinir
 from models.degradations import degrade_patch
 from models.discriminator import UNetDiscriminatorSN
-from models.draws import Draws
+from models.dataset import MultiGTDataset
 from models.hggt import load_sets, read_rgb
 from models.iqa import load_iqa
 from models.losses import VGG19_LAYERS, VGG19_WEIGHTS, VGG19Loss, gan_loss_g
@@ -195,12 +195,12 @@ def reward_arms(args: argparse.Namespace, batch: int) -> dict[str, Callable[[], 
             for name in ("at once", "at once again", "one by one")}
 
 
-def make_draws(root: Path, net: str, patch: int, amo: bool) -> Draws:
+def make_draws(root: Path, net: str, patch: int, amo: bool) -> MultiGTDataset:
     sets = load_sets(root)
     shape = (len(sets.names), len(sets.paths[0]))
     weights = None if amo else sampling_weights("rand", None, None, 1, shape)
     setting = train_sr.PRESETS[net]["degradation"]
-    return Draws(sets.paths, sets.sizes, weights, patch, 0, read_rgb,
+    return MultiGTDataset(sets.paths, sets.sizes, weights, patch, 0, read_rgb,
                  functools.partial(degrade_patch, setting=setting))
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from demo.data import RATER_NOISE, rng_of, to_float, utilities
 from models.checkpoint import read_csv, replacing, write_csv
 from models.hggt import read_rgb
-from user_study import checksum, read_key
+from paper.user_study import checksum, read_key
 
 CHAIN = ("OrigsOnly", "Rand", "UPos", "SMA", "AMO")
 SAMPLERS = (*CHAIN, "SMP")

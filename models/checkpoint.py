@@ -95,9 +95,26 @@ def save_atomic(obj: dict, path: str | Path) -> None:
         os.fsync(file.fileno())
 
 
+def sha256(path: str | Path) -> str:
+    """Hex digits of a file's SHA-256."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def file_digest(path: str | Path) -> str:
-    """The first 12 hex digits of a file's SHA-256."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
+    """The first 12 hex digits of a file's SHA-256, as the heads of tables give it."""
+    return sha256(path)[:12]
+
+
+def one_line(error: BaseException, limit: int = 400) -> str:
+    """An error's message on one line, its class in front unless it is a ValueError or OSError."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, ValueError | OSError) or not text:
+        text = f"{type(error).__name__}: {text}".removesuffix(": ")
+    return text[:limit]
 
 
 def load_last(out: Path, settings: dict) -> dict | None:

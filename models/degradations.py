@@ -33,7 +33,7 @@ SETTINGS = {
         {
             "blur": {"prob": 1.0, "sizes": [3, 5, 7, 9], "sigma": [0.1, 1.0]},
             "resize": {"up": 0.1, "down": 0.85, "keep": 0.05, "range": [0.8, 1.2]},
-            "noise": {"gaussian": 0.5, "sigma": [1, 12], "scale": [0.05, 0.8], "grey": 0.2},
+            "noise": {"gaussian": 0.5, "sigma": [1, 12], "scale": [0.05, 0.8], "gray": 0.2},
             "jpeg": [75, 95],
         },
     ],
@@ -41,13 +41,13 @@ SETTINGS = {
         {
             "blur": {"prob": 1.0, "sizes": [3, 5, 7], "sigma": [0.1, 0.6]},
             "resize": {"up": 0.1, "down": 0.85, "keep": 0.05, "range": [0.9, 1.1]},
-            "noise": {"gaussian": 0.5, "sigma": [1, 8], "scale": [0.05, 0.5], "grey": 0.2},
+            "noise": {"gaussian": 0.5, "sigma": [1, 8], "scale": [0.05, 0.5], "gray": 0.2},
             "jpeg": [85, 95],
         },
         {
             "blur": {"prob": 0.8, "sizes": [3, 5], "sigma": [0.1, 0.4]},
             "resize": {"up": 0.1, "down": 0.85, "keep": 0.05, "range": [0.9, 1.1]},
-            "noise": {"gaussian": 0.5, "sigma": [0, 4], "scale": [0, 0.3], "grey": 0.2},
+            "noise": {"gaussian": 0.5, "sigma": [0, 4], "scale": [0, 0.3], "gray": 0.2},
             "jpeg": [87, 95],
         },
     ],
@@ -56,7 +56,7 @@ SETTINGS = {
         {
             "blur": {"prob": 1.0, "sizes": [3, 5, 7], "sigma": [0.1, 0.6]},
             "resize": {"up": 0.05, "down": 0.05, "keep": 0.9, "range": [0.95, 1.05]},
-            "noise": {"gaussian": 1.0, "sigma": [0.5, 2], "scale": [0, 0.1], "grey": 0.2},
+            "noise": {"gaussian": 1.0, "sigma": [0.5, 2], "scale": [0, 0.1], "gray": 0.2},
             "jpeg": [92, 98],
         },
     ],
@@ -94,7 +94,7 @@ def draw_degradation(rng: np.random.Generator, setting: str) -> dict:
     Returns plain Python values: {"setting", "rounds": [{"blur", "resize", "noise", "jpeg"}] of one
     or two, "final"}. blur: {"kind": "iso" | "aniso", "size", "sigma_x", "sigma_y", "rotation"} or
     {"kind": "sinc", "size", "omega_c"} or None; resize: {"direction", "factor", "mode"}; noise:
-    {"kind": "gaussian", "grey", "sigma"} or {"kind": "poisson", "grey", "scale"}; jpeg: quality;
+    {"kind": "gaussian", "gray", "sigma"} or {"kind": "poisson", "gray", "scale"}; jpeg: quality;
     final: {"jpeg_first", "mode", "sinc": a sinc blur or None} or None.
     Raises ValueError for an unknown setting.
     """
@@ -124,7 +124,7 @@ def _draw_round(rng: np.random.Generator, table: dict) -> dict:
     strength = "sigma" if gaussian else "scale"
     noise = {
         "kind": "gaussian" if gaussian else "poisson",
-        "grey": _happens(rng, table["noise"]["grey"]),
+        "gray": _happens(rng, table["noise"]["gray"]),
         strength: _uniform(rng, table["noise"][strength]),
     }
     return {"blur": blur, "resize": resize, "noise": noise, "jpeg": _uniform(rng, table["jpeg"])}
@@ -242,7 +242,7 @@ def degrade_patch(
     params = draw_degradation(rng, setting)
     noises = [r["noise"] for r in params["rounds"] if r["noise"]["kind"] == "poisson"]
     # Over 128 levels count as 256, whatever the other rows have
-    few = callable(image) and any(_levels(part, noise["grey"]) <= 128 for noise in noises)
+    few = callable(image) and any(_levels(part, noise["gray"]) <= 128 for noise in noises)
     full = image() if few else part
     lq = apply_degradation(part[y0:y1, x0:x1], params, rng, scale, levels_of=full)
     row, column, size = (top - y0) // scale, (left - x0) // scale, patch_size // scale
@@ -320,19 +320,19 @@ def _window_means(before: int, after: int) -> csr_array:
 def _add_noise(
     image: np.ndarray, noise: dict, rng: np.random.Generator, levels_of: np.ndarray | None
 ) -> np.ndarray:
-    """Add Gaussian or Poisson noise, one field for all channels if grey; clamped to 0..255.
+    """Add Gaussian or Poisson noise, one field for all channels if gray; clamped to 0..255.
 
     Poisson as BasicSR's random_add_poisson_noise_pt: scale x the noise of counts whose mean at
     white is the number of 8-bit values in the image, rounded up to a power of two.
     """
-    grey = noise["grey"]
-    draws = _uniform_16bit(rng, image.shape[:2] + (1 if grey else 3,))
+    gray = noise["gray"]
+    draws = _uniform_16bit(rng, image.shape[:2] + (1 if gray else 3,))
     if noise["kind"] == "gaussian":
         field = np.take(_normal_quantiles() * np.float32(noise["sigma"]), draws)
     else:
-        signal = image @ LUMA if grey else image
+        signal = image @ LUMA if gray else image
         signal = np.rint(signal).clip(0, 255).astype(np.uint8).reshape(draws.shape)
-        levels = len(np.unique(signal)) if levels_of is None else _levels(levels_of, grey)
+        levels = len(np.unique(signal)) if levels_of is None else _levels(levels_of, gray)
         table = torch.from_numpy(_poisson_noise(peak=2 ** math.ceil(math.log2(levels))))
         index = signal.astype(np.int32) * POISSON_DRAWS
         index += draws >> 4  # 16 bits to 12
@@ -356,11 +356,11 @@ def _normal_quantiles() -> np.ndarray:
     return ndtri((np.arange(2**16) + 0.5) / 2**16).astype(np.float32)
 
 
-def _levels(gt: np.ndarray, grey: bool) -> int:
-    """How many 8-bit values the degraded full image has, or its luma if grey."""
+def _levels(gt: np.ndarray, gray: bool) -> int:
+    """How many 8-bit values the degraded full image has, or its luma if gray."""
     # ASSUMED: as many as a thinned full GT; HGGT counts them in the degraded image.
     values = gt[::4, ::4]
-    values = (values @ LUMA + 0.5).astype(np.uint8) if grey else values
+    values = (values @ LUMA + 0.5).astype(np.uint8) if gray else values
     return np.count_nonzero(np.bincount(values.ravel()))
 
 

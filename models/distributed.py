@@ -39,7 +39,7 @@ def gather(item: object = None) -> list:
     return items
 
 
-def main_first(work: Callable[[], T]) -> T:
+def rank_zero_first(work: Callable[[], T]) -> T:
     """work() on rank 0, then on the others, who find what it cached."""
     main = not dist.is_initialized() or dist.get_rank() == 0
     result = work() if main else None
@@ -191,7 +191,7 @@ def any_rank(*flags: bool) -> list[bool]:
     return total.bool().tolist()
 
 
-def finish() -> None:
+def cleanup() -> None:
     """End the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -16,7 +16,7 @@ from models import cache
 from models.cache import PixelCache
 from models.checkpoint import load_file
 from models.degradations import degrade_patch, usm_sharpen
-from models.draws import Draws, StepDraws
+from models.dataset import MultiGTDataset, StepBatchSampler
 from models.hggt import load_sets, read_rgb
 from models.samplers import sampling_weights
 
@@ -52,10 +52,10 @@ def test_samples_are_those_without(data, tmp_path, setting):
         weights = sampling_weights(sampler, sets.labels, quality, 10.0, (3, 5))
         for prepare in (None, usm_sharpen) if sampler == "origs_only" else (None,):
             plain, cached = (
-                Draws(sets.paths, sets.sizes, weights, 64, 3, read_rgb,
+                MultiGTDataset(sets.paths, sets.sizes, weights, 64, 3, read_rgb,
                       functools.partial(degrade_patch, setting=setting), prepare=prepare,
                       cache=c) for c in (None, pixels))
-            steps = StepDraws(1, 4, 3, 0, 1)
+            steps = StepBatchSampler(1, 4, 3, 0, 1)
             loaded = [
                 list(DataLoader(draws, batch_sampler=steps, num_workers=workers,
                                 multiprocessing_context="fork" if workers else None))

@@ -47,7 +47,7 @@ def photo():
 def without_noise_and_resize(params):
     for part in params["rounds"]:
         part["resize"] |= {"direction": "keep", "factor": 1.0}
-        part["noise"] = {"kind": "gaussian", "grey": False, "sigma": 0.0}
+        part["noise"] = {"kind": "gaussian", "gray": False, "sigma": 0.0}
     return params
 
 
@@ -137,7 +137,7 @@ def test_a_round(draws, setting, index, blurred, sizes, blur, resize, gaussian, 
     noises = [part["noise"] for part in rounds]
     assert {n["kind"] for n in noises} == {"gaussian", "poisson"}
     check_share([n["kind"] == "gaussian" for n in noises], 0.5)
-    check_share([n["grey"] for n in noises], 0.2)
+    check_share([n["gray"] for n in noises], 0.2)
     check_uniform([n["sigma"] for n in noises if n["kind"] == "gaussian"], *gaussian)
     check_uniform([n["scale"] for n in noises if n["kind"] == "poisson"], *poisson)
 
@@ -161,8 +161,8 @@ def test_the_parts_of_a_draw_are_independent(draws):
     for setting in SETTINGS:
         rounds = [params["rounds"][-1] for params in draws[setting]]
         for mode in ("area", "bilinear", "bicubic"):
-            grey = [r["noise"]["grey"] for r in rounds if r["resize"]["mode"] == mode]
-            check_share(grey, 0.2)
+            gray = [r["noise"]["gray"] for r in rounds if r["resize"]["mode"] == mode]
+            check_share(gray, 0.2)
     modes = [(p["rounds"][1]["resize"]["mode"], p["final"]["mode"]) for p in draws["two_round"]]
     check_share([first == second for first, second in modes], 1 / 3)
 
@@ -297,17 +297,17 @@ def noisy(level, noise, levels=None, size=256):
 
 
 def test_gaussian_noise():
-    field = noisy(128, {"kind": "gaussian", "grey": False, "sigma": 10.0})
+    field = noisy(128, {"kind": "gaussian", "gray": False, "sigma": 10.0})
     assert abs(field.mean()) < 0.2 and field.std() == pytest.approx(10, rel=0.02)
     assert abs(np.corrcoef(field)[0, 1]) < 0.02
-    grey = noisy(128, {"kind": "gaussian", "grey": True, "sigma": 10.0})
-    assert np.ptp(grey, axis=0).max() == 0 and grey.std() == pytest.approx(10, rel=0.02)
-    dark = noisy(0, {"kind": "gaussian", "grey": False, "sigma": 10.0})
+    gray = noisy(128, {"kind": "gaussian", "gray": True, "sigma": 10.0})
+    assert np.ptp(gray, axis=0).max() == 0 and gray.std() == pytest.approx(10, rel=0.02)
+    dark = noisy(0, {"kind": "gaussian", "gray": False, "sigma": 10.0})
     assert dark.min() == 0 and dark.max() > 20  # clamped
 
 
 def test_gaussian_noise_is_normal_and_without_structure():
-    field = noisy(128, {"kind": "gaussian", "grey": False, "sigma": 10.0}, size=512) / 10
+    field = noisy(128, {"kind": "gaussian", "gray": False, "sigma": 10.0}, size=512) / 10
     assert stats.kstest(field[0, ::7], "norm").pvalue > 0.01
     assert abs(stats.kurtosis(field.ravel())) < 0.02 and np.abs(field).max() < 4.4
     spectrum = np.abs(np.fft.rfft(field.T.ravel())[1:]) ** 2  # in the order of the draws
@@ -323,13 +323,13 @@ def test_16_bit_draws_are_equally_likely_and_as_many_as_asked():
 
 
 @pytest.mark.parametrize("levels, peak", [(256, 256), (200, 256), (128, 128), (65, 128)])
-@pytest.mark.parametrize("grey", [False, True])
-def test_poisson_noise(levels, peak, grey):
+@pytest.mark.parametrize("gray", [False, True])
+def test_poisson_noise(levels, peak, gray):
     # counts of mean peak v / 255, scaled by 255 / peak: variance 255 v / peak
-    field = noisy(100, {"kind": "poisson", "grey": grey, "scale": 0.5}, levels)
+    field = noisy(100, {"kind": "poisson", "gray": gray, "scale": 0.5}, levels)
     assert abs(field.mean()) < 0.1
     assert field.var() == pytest.approx(0.25 * 255 * 100 / peak, rel=0.02)
-    if grey:
+    if gray:
         assert np.ptp(field, axis=0).max() == 0
     else:
         assert abs(np.corrcoef(field)[0, 1]) < 0.02
@@ -337,14 +337,14 @@ def test_poisson_noise(levels, peak, grey):
 
 def test_poisson_noise_counts_the_values_of_the_image_itself():
     image = np.tile(np.float32([60, 100, 180]), (300, 300, 1))  # 3 values -> a peak of 4
-    noise = {"kind": "poisson", "grey": False, "scale": 0.2}
+    noise = {"kind": "poisson", "gray": False, "scale": 0.2}
     field = degradations._add_noise(image, noise, np.random.default_rng(0), None) - image
     assert field[..., 1].var() == pytest.approx(0.04 * 255 * 100 / 4, rel=0.03)
 
 
 def test_grey_poisson_noise_follows_the_luma():
     image = np.tile(np.float32([200, 100, 50]), (300, 300, 1))
-    noise = {"kind": "poisson", "grey": True, "scale": 0.2}
+    noise = {"kind": "poisson", "gray": True, "scale": 0.2}
     levels_of = np.zeros((16, 1024, 3), np.uint8)
     levels_of[..., 2] = np.arange(1024) // 4  # 256 values of blue are 30 of luma: a peak of 32
     field = degradations._add_noise(image, noise, np.random.default_rng(0), levels_of) - image
@@ -395,7 +395,7 @@ def test_a_constant_image_stays_constant_without_noise(setting):
     for i, level in enumerate([0, 77, 255] * 8):
         params = draw_degradation(np.random.default_rng(i), setting)
         for part in params["rounds"]:
-            part["noise"] = {"kind": "gaussian", "grey": False, "sigma": 0.0}
+            part["noise"] = {"kind": "gaussian", "gray": False, "sigma": 0.0}
         gt = np.full((64, 80, 3), level, np.uint8)
         assert (apply_degradation(gt, params, np.random.default_rng(0)) == level).all()
 
@@ -456,7 +456,7 @@ def step_by_step(gt, params, rng):
         return ndimage.correlate(image, blur_kernel(blur)[:, :, None], mode="mirror")
 
     def noise(image, noise):
-        draws = degradations._uniform_16bit(rng, (*image.shape[:2], 1 if noise["grey"] else 3))
+        draws = degradations._uniform_16bit(rng, (*image.shape[:2], 1 if noise["gray"] else 3))
         field = stats.norm.ppf((draws + 0.5) / 65536)
         return (image + noise["sigma"] * field).clip(0, 255)
 
@@ -489,7 +489,7 @@ def test_against_the_steps_spelled_out(photo, setting):
     for i in range(30):
         params = draw_degradation(np.random.default_rng(i), setting)
         for part in params["rounds"]:
-            part["noise"] = {"kind": "gaussian", "grey": i % 3 == 0, "sigma": 4.0}
+            part["noise"] = {"kind": "gaussian", "gray": i % 3 == 0, "sigma": 4.0}
         lq = apply_degradation(gt, params, np.random.default_rng(i))
         expected = step_by_step(gt, params, np.random.default_rng(i)).round().clip(0, 255)
         equal.append((lq == expected).mean())

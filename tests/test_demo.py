@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-import user_study
+from paper import user_study
 from demo import data, quality, report
 from evaluate import check_pairs, find_realsr
 from models.checkpoint import save_atomic

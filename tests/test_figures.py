@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import figures
+from paper import figures
 from figures import (
     at_quantiles,
     best_window,

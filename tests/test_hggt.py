@@ -21,7 +21,7 @@ from make_data import make_hggt, smooth_image, write_votes
 from PIL import Image
 
 from models import hggt
-from models.draws import Draws
+from models.dataset import MultiGTDataset
 from models.hggt import check_data, index_sets, load_sets, png_size, read_rgb, vote
 from models.rrdb import RRDBNet
 from train_sr import PRESETS
@@ -193,7 +193,7 @@ def stub_degrade(read, top, left, patch_size, rng):
 
 def make_draws(root, weights, **kw):
     sets, settings = load_sets(root), {"patch_size": 32, "seed": 3, "read": hggt.read_rgb}
-    return Draws(sets.paths, sets.sizes, weights, degrade=stub_degrade, **settings | kw)
+    return MultiGTDataset(sets.paths, sets.sizes, weights, degrade=stub_degrade, **settings | kw)
 
 
 def test_draw_is_a_function_of_seed_and_draw(tmp_path):

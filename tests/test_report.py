@@ -14,7 +14,7 @@ import pytest
 from make_data import make_hggt, smooth_image
 from PIL import Image
 
-import report
+from paper import report
 from models.checkpoint import write_csv
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -130,13 +130,13 @@ def test_presets_are_the_papers():
     swinir, rrdb = train_sr.PRESETS["swinir"], train_sr.PRESETS["rrdb"]
     assert swinir["batch_size"] == 32 and rrdb["batch_size"] == 48
     args = train_sr.parse_args(["--sampler", "amo"])
-    train_sr.complete_settings(args)
+    train_sr.resolve_args(args)
     assert args.milestones == [200_000, 250_000, 275_000, 287_500] and args.lr == 1e-4
     assert (args.steps, args.patch_size, args.ema_decay, args.tau) == (300_000, 256, 0.999, 10.0)
     assert (args.lambda_l1, args.lambda_p, args.lambda_a) == (1.0, 1.0, 0.1)
     assert args.out == "runs/swinir-amo" and args.data == "datasets/HGGT"
     args = train_sr.parse_args(["--lambda-p", "0", "--lambda-a", "0"])
-    train_sr.complete_settings(args)
+    train_sr.resolve_args(args)
     assert (args.sampler, args.lr, args.out) == ("origs_only", 2e-4, "runs/swinir-stage1")
     assert args.milestones == [150_000, 240_000, 270_000, 285_000]
 
@@ -544,10 +544,10 @@ def test_workers_are_a_ranks_share_of_the_cores(monkeypatch):
         monkeypatch.setattr(os, "sched_getaffinity", lambda _, n=cores: range(n), raising=False)
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
         args = train_sr.parse_args(["--sampler", "rand"])
-        train_sr.complete_settings(args)
+        train_sr.resolve_args(args)
         assert args.num_workers == workers
     args = train_sr.parse_args(["--sampler", "rand", "--num-workers", "0"])
-    train_sr.complete_settings(args)
+    train_sr.resolve_args(args)
     assert args.num_workers == 0
 
 

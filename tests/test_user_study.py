@@ -14,7 +14,7 @@ import pytest
 from make_data import smooth_image
 from PIL import Image, PngImagePlugin
 
-import user_study
+from paper import user_study
 from demo import report
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -19,7 +19,7 @@ def check_patch_size(
                          f"--patch-size {patch_size} ({len(too_small)} such sets)")
 
 
-class Draws:
+class MultiGTDataset:
     """Training samples addressed by their draw number: sample = f(seed, draw), and nothing else.
 
     A map-style dataset for torch's DataLoader, which makes tensors of the arrays.
@@ -120,7 +120,7 @@ class Draws:
         return image if self.prepare is None else self.prepare(image)
 
 
-class StepDraws:
+class StepBatchSampler:
     """Batch sampler: the draw numbers of one rank for the steps first..last (1-based)."""
 
     def __init__(self, first: int, last: int, batch_size: int, rank: int, world: int):
