@@ -11,20 +11,22 @@
 
 In:  --init, a network trained by train_sr.py (or a public one); --data as there.
 Out: --out (default runs/<net>-<sampler>+FT...) with lora.pt (the adapters), net_g_ema.pt (merged: a
-     plain network again, no extra cost), last.pt, log.csv, samples/*.png, tensorboard/. Resumes by
-     itself.
+     plain network again, no extra cost), last.pt, log.csv, samples/*.png, tensorboard/. Rerun the
+     same command to resume.
 """
 
 import argparse
-import hashlib
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import train_sr
-from models.checkpoint import save_atomic
+from models.checkpoint import save_atomic, sha256
 from models.distributed import clean_exit, cleanup
 from models.lora import add_lora, lora_state, merge_lora
+from models.quality import load_quality
 
 # PAPER: Sec. 8.3. SwinIR: the MLPs, rank 48, lr 5e-6 halved at 5,000 steps;
 # RealESRGAN: the convolutions inside the RRDBs, rank 24, lr 5e-5.
@@ -34,32 +36,34 @@ PRESETS = {
 }
 
 
-def main(args: argparse.Namespace) -> None:
-    preset = PRESETS[args.net.removesuffix("_tiny")]
-    if args.milestones is None:
-        args.milestones = preset["halve"]
-    args.lr = preset["lr"] if args.lr is None else args.lr
-    args.lora_rank = None if args.full else args.lora_rank or preset["rank"]
-    if args.out is None:  # every variant has its own folder
-        weights = (("Q", args.lambda_q, 0.05), ("A", args.lambda_a, 0.0), ("P", args.lambda_p, 1.0))
-        variant = "_full" if args.full else ""
-        variant += "".join(f"_{key}{value:g}" for key, value, usual in weights if value != usual)
-        variant += train_sr.other_metrics(args)
-        variant += f"-seed{args.seed}" * (args.seed > 0)
-        args.out = f"runs/{args.net}-{args.sampler}+FT{variant}"
-    train_sr.resolve_args(args)
+class OneByOne(nn.Module):
+    """A reward in the memory of one image's graph: each image is scored again in the backward pass.
 
-    # The base network, adapted; Q as the reward
-    net_g = train_sr.load_checked(args)
-    base_sha256 = hashlib.sha256(Path(args.init).read_bytes()).hexdigest()
+    (N, 3, H, W) -> (N,)
+    """
+
+    def __init__(self, reward: nn.Module):
+        super().__init__()
+        self.reward = reward
+
+    def forward(self, sr: Tensor) -> Tensor:
+        return torch.cat([checkpoint(self.reward, x, use_reentrant=False) for x in sr.split(1)])
+
+
+def main(args: argparse.Namespace) -> None:
+    preset = resolve_args(args)
+    sets = train_sr.load_data(args)
+
+    # The base network, adapted; the quality model as the reward
+    net_g, base_sha256 = train_sr.load_init(args), sha256(args.init)
     torch.manual_seed(args.seed)
     if not args.full:
         add_lora(net_g, preset["targets"], args.lora_rank)
-    reward = None
-    if args.lambda_q:
-        reward = train_sr.load_quality(args, args.patch_size, differentiable=True)
-
-    net_ema = train_sr.fit(args, net_g, reward)
+    reward = load_quality(args, sets, differentiable=True) if args.lambda_q else None
+    if args.checkpoint_reward and reward is not None:
+        reward = OneByOne(reward)
+    del args.checkpoint_reward  # decides memory, not the result: no setting of the run
+    net_ema = train_sr.fit(args, sets, net_g, reward=reward, lambda_q=args.lambda_q)
 
     # The adapters alone, and the merged plain network
     if args.rank == 0:
@@ -77,6 +81,24 @@ def main(args: argparse.Namespace) -> None:
         save_atomic(train_sr.ema_checkpoint(net_ema), out / "net_g_ema.pt")
         print(f"wrote {out / 'net_g_ema.pt'}")
     cleanup()
+
+
+def resolve_args(args: argparse.Namespace) -> dict:
+    """Fill in what depends on the net; returns its preset."""
+    preset = PRESETS[args.net.removesuffix("_tiny")]
+    if args.milestones is None:
+        args.milestones = preset["halve"]
+    args.lr = preset["lr"] if args.lr is None else args.lr
+    args.lora_rank = None if args.full else args.lora_rank or preset["rank"]
+    if args.out is None:  # every variant has its own folder
+        weights = (("Q", args.lambda_q, 0.05), ("A", args.lambda_a, 0.0), ("P", args.lambda_p, 1.0))
+        variant = "_full" if args.full else ""
+        variant += "".join(f"_{key}{value:g}" for key, value, usual in weights if value != usual)
+        variant += train_sr.iqa_suffix(args)
+        variant += f"-seed{args.seed}" * (args.seed > 0)
+        args.out = f"runs/{args.net}-{args.sampler}+FT{variant}"
+    train_sr.resolve_args(args)
+    return preset
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

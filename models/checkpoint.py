@@ -1,4 +1,4 @@
-"""Files: weights in any public wrapping, atomic writes of weights and tables, a run's log.
+"""Files: weights in any public wrapping, CSV tables, and the one way to write a file atomically.
 
 Public super-resolution files hold `{"params_ema": state}`, `{"params": state}` or the bare state
 dict (BasicSR, official SwinIR, ESRGAN); all three are read. Nothing is ever unpickled beyond
@@ -14,10 +14,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # imported where it is needed: whoever reads tables alone saves the seconds
-    import numpy as np
+if TYPE_CHECKING:  # imported where it is needed: scripts that only read tables start faster
     import torch
-    from torch.utils.tensorboard import SummaryWriter
 
 
 def load_file(path: str | Path) -> dict:
@@ -66,7 +64,7 @@ def read_state(path: str | Path) -> "dict[str, torch.Tensor]":
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary file beside `path`, to be written in the block, which takes its place after it.
+    """Context manager: write the temporary file that it yields; it then replaces `path`.
 
     So `path` is at every moment the old file or the complete new one. OSError names `path`, which
     the error of a write does not.
@@ -117,36 +115,6 @@ def one_line(error: BaseException, limit: int = 400) -> str:
     return text[:limit]
 
 
-def load_last(out: Path, settings: dict) -> dict | None:
-    """The checkpoint that a run goes on from, its settings compared; None for a new run."""
-    last, previous = out / "last.pt", out / "previous.pt"
-    if not last.is_file():
-        return None
-    try:
-        state = load_file(last)
-        if not {"params", "params_ema", "optim_g", "step", "settings"} <= set(state):
-            raise ValueError(f"{last}: not a training checkpoint; give another --out")
-    except ValueError as error:
-        if previous.is_file():
-            raise ValueError(f"{error}; for the one before: mv {previous} {last}") from error
-        raise
-    before = state["settings"]
-    if other := [f"--{key.replace('_', '-')} {before.get(key)}, not {value}"
-                 for key, value in settings.items() if before.get(key) != value]:
-        raise ValueError(f"{last}: was trained with {'; '.join(other)}; give another --out")
-    return state
-
-
-def save_last(out: Path, state: dict) -> None:
-    """Write last.pt, and keep the one before as previous.pt; at every moment one is whole."""
-    last, previous = out / "last.pt", out / "previous.pt"
-    if last.is_file():
-        with contextlib.suppress(OSError):  # a file system without hard links keeps none
-            previous.unlink(missing_ok=True)
-            os.link(last, previous)
-    save_atomic(state, last)
-
-
 def write_csv(
     path: str | Path, header: Sequence[str], rows: Iterable[Sequence], comments: Sequence[str] = ()
 ) -> None:
@@ -180,51 +148,3 @@ def read_csv(
             raise ValueError(f"{path}: row {next(iter(row.values()))!r} has too few or too many "
                              "cells; make it again")
     return rows, [line.removeprefix("#").strip() for line in lines if line.startswith("#")]
-
-
-class TrainingLog:
-    """log.csv and samples/*.png of a run, and the same for TensorBoard where that is installed.
-
-    out:    the run folder; TensorBoard's files go to out/tensorboard
-    header: of log.csv; the first two columns are step and lr
-    done:   the step that the run goes on from: later rows are dropped, and those that do not stand
-            at a multiple of `every`
-    """
-
-    def __init__(self, out: Path, header: Sequence[str], done: int, every: int):
-        self.out, self.header, self.done = out, header, done
-        self.path, self.board, rows = out / "log.csv", None, []
-        if done and self.path.is_file():
-            lines = csv.reader(self.path.read_text(encoding="utf-8").splitlines()[1:])
-            rows = [row for row in lines if len(row) == len(header) and int(row[0]) <= done
-                    and int(row[0]) % every == 0]
-        write_csv(self.path, header, rows)
-
-    def _writer(self) -> "SummaryWriter | None":
-        """Begun at the first row, after the data workers were forked: it starts a thread."""
-        if self.board is None:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                self.board = False
-            else:
-                self.board = SummaryWriter(self.out / "tensorboard", purge_step=self.done + 1)
-        return self.board or None
-
-    def row(self, step: int, lr: float, values: Sequence[float]) -> None:
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(f"{step},{lr:g},{','.join(f'{v:.6g}' for v in values)}\n")
-        if board := self._writer():
-            for name, value in zip(self.header[1:], (lr, *values), strict=True):
-                board.add_scalar(name, value, step)
-            board.flush()
-
-    def images(self, step: int, image: "np.ndarray") -> None:
-        """image: uint8 (H, W, 3)"""
-        from PIL import Image
-
-        with replacing(self.out / "samples" / f"{step:06d}.png") as temporary:
-            Image.fromarray(image).save(temporary, "PNG")
-        if board := self._writer():
-            board.add_image("samples", image, step, dataformats="HWC")
-            board.flush()

@@ -1,22 +1,35 @@
 """Training samples of a multi-GT set, each a function of the seed and its draw number alone."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
+from models.cache import PixelCache
+from models.hggt import MultiGT, read_rgb
 
-def check_patch_size(
-    paths: list[list[str]], sizes: np.ndarray, patch_size: int, scale: int = 4
-) -> None:
-    """ValueError if a GT is smaller than the patch, or the patch no multiple of scale."""
+
+def check_patch_size(sets: MultiGT, patch_size: int, scale: int = 4) -> None:
+    """ValueError if a GT is smaller than the patch, or the patch is no multiple of scale."""
     if patch_size % scale:
         raise ValueError(f"--patch-size {patch_size}: must be a multiple of {scale}")
-    too_small = np.flatnonzero((sizes < patch_size).any(1))
+    too_small = np.flatnonzero((sets.sizes < patch_size).any(1))
     if len(too_small):
-        height, width = sizes[too_small[0]]
-        raise ValueError(f"{paths[too_small[0]][0]}: {width}x{height} is smaller than "
+        height, width = sets.sizes[too_small[0]]
+        raise ValueError(f"{sets.paths[too_small[0]][0]}: {width}x{height} is smaller than "
                          f"--patch-size {patch_size} ({len(too_small)} such sets)")
+
+
+class Place(NamedTuple):
+    """Where a draw cuts its patch. The generator goes on to draw the degradation."""
+
+    index: int  # of the set
+    top: int  # GT pixels
+    left: int
+    flip: bool  # horizontally
+    pick: float  # uniform in [0, 1), decides which ground truth
+    rng: np.random.Generator
 
 
 class MultiGTDataset:
@@ -24,16 +37,13 @@ class MultiGTDataset:
 
     A map-style dataset for torch's DataLoader, which makes tensors of the arrays.
 
-    paths:      n x K images, the original first; sizes: (n, 2) their height and width in pixels
-    weights:    (n, K) sampling weights over the GTs of each set, rows of zeros are dropped; or None
-                to return the patches of all K GTs (amo chooses later, on the training device)
+    weights:    (n, K) sampling weights over the GTs of each set; a set with a row of zeros is
+                skipped. None returns the patches of all K GTs (amo chooses on the device)
     patch_size: GT patch side in pixels, a multiple of `scale`
-    read:       (path, rows) -> at least its first rows, uint8 (H, W, 3); all where rows is None
-    degrade:    (read, top, left, patch_size, rng) -> LQ patch uint8 (h, w, 3); read(rows) returns
-                the first rows, or more, of the original (the LQ comes from it whatever the GT),
-                uint8 (rows, W, 3), and read() all; at least the patch's are to be read
+    degrade:    (original uint8 (H, W, 3), top, left, patch_size, rng) -> LQ patch uint8 (h, w, 3);
+                the LQ comes from the original whatever the GT
     prepare:    optional uint8 (H, W, 3) -> the same, applied to a decoded image (stage one's USM)
-    cache:      optional; cache[index, member] is the decoded image, which is then read from there
+    cache:      optional, the decoded images
 
     A sample is {"lq": uint8 (3, h, w), "gts": uint8 (K or 1, 3, H, W), "choice": int, "draw": int};
     choice is the member of the set that was drawn, -1 where all are returned.
@@ -41,27 +51,25 @@ class MultiGTDataset:
 
     def __init__(
         self,
-        paths: list[list[str]],
-        sizes: np.ndarray,
+        sets: MultiGT,
         weights: np.ndarray | None,
         patch_size: int,
         seed: int,
-        read: Callable[[str, int | None], np.ndarray],
         degrade: Callable[..., np.ndarray],
         scale: int = 4,
         prepare: Callable[[np.ndarray], np.ndarray] | None = None,
-        cache: Mapping[tuple[int, int], np.ndarray] | None = None,
+        cache: PixelCache | None = None,
     ):
-        check_patch_size(paths, sizes, patch_size, scale)
-        self.paths, self.sizes, self.weights = paths, sizes, weights
+        check_patch_size(sets, patch_size, scale)
+        self.sets, self.weights = sets, weights
         self.patch_size, self.seed, self.scale = patch_size, seed, scale
-        self.read, self.degrade, self.prepare, self.cache = read, degrade, prepare, cache
-        self.eligible = np.arange(len(paths))
+        self.degrade, self.prepare, self.cache = degrade, prepare, cache
+        self.eligible = np.arange(len(sets.names))
         if weights is not None:
             self.eligible = np.flatnonzero(weights.sum(1) > 0)
         if not len(self.eligible):
-            raise ValueError(f"{paths[0][0]} and all others: no set has a GT that this --sampler "
-                             "may choose")
+            raise ValueError(f"{sets.root}: none of the {len(sets.names)} image sets has a ground "
+                             "truth that this --sampler may choose")
         self._order = (-1, self.eligible)  # epoch and its permutation
 
     def set_of(self, draw: int) -> int:
@@ -72,51 +80,52 @@ class MultiGTDataset:
             self._order = (epoch, rng.permutation(self.eligible))
         return int(self._order[1][position])
 
-    def __getitem__(self, draw: int) -> dict[str, np.ndarray | int]:
+    def place(self, draw: int) -> Place:
+        """The patch of a draw, the same for every sampler."""
         index, size, scale = self.set_of(draw), self.patch_size, self.scale
-        # One order of random numbers for all samplers, so that they see the same LQ patches.
         rng = np.random.default_rng((self.seed, draw))
-        height, width = self.sizes[index]
+        height, width = self.sets.sizes[index]
         top = int(rng.integers((height - size) // scale + 1)) * scale
         left = int(rng.integers((width - size) // scale + 1)) * scale
-        flip, pick = rng.random() < 0.5, rng.random()  # horizontal flip only (RECIPE: augment)
-        if self.weights is None:
-            choice, members = -1, range(len(self.paths[index]))
-        else:
-            cumulative = np.cumsum(self.weights[index])
-            choice = int(np.searchsorted(cumulative / cumulative[-1], pick, side="right"))
+        # PAPER: "the same training settings as HGGT", which flips horizontally and nothing else
+        return Place(index, top, left, bool(rng.random() < 0.5), rng.random(), rng)
+
+    def __getitem__(self, draw: int) -> dict[str, np.ndarray | int]:
+        place = self.place(draw)
+        choice, members = -1, range(len(self.sets.paths[place.index]))
+        if self.weights is not None:
+            cumulative = np.cumsum(self.weights[place.index])
+            choice = int(np.searchsorted(cumulative / cumulative[-1], place.pick, side="right"))
             members = [choice]
-        images = {}
+        original = self.image(place.index, 0)
+        lq = self.degrade(original, place.top, place.left, self.patch_size, place.rng)
+        lq = cv2.flip(lq, 1) if place.flip else lq
+        gts = self.gt_patches(place, members, original)
+        return {"lq": np.stack(cv2.split(lq)), "gts": gts, "choice": choice, "draw": draw}
 
-        def original(rows: int | None = None) -> np.ndarray:
-            images[0] = self._read(index, 0, rows)
-            return images[0]
+    def gt_patches(
+        self, place: Place, members: list[int] | range, original: np.ndarray | None = None
+    ) -> np.ndarray:
+        """(len(members), 3, H, W) uint8: the same patch of these members of a set.
 
-        lq, gts = self.degrade(original, top, left, size, rng), []
-        for k in members:
-            if k not in images:
-                images[k] = self._read(index, k, rows=top + size)
-            gts.append(images[k][top : top + size, left : left + size])
-        if flip:
-            lq, gts = cv2.flip(lq, 1), [cv2.flip(gt, 1) for gt in gts]
-        patches = np.empty((len(gts), 3, size, size), np.uint8)
-        for patch, gt in zip(patches, gts, strict=True):
+        original: the decoded member 0, where the caller has it.
+        """
+        size = self.patch_size
+        patches = np.empty((len(members), 3, size, size), np.uint8)
+        for patch, k in zip(patches, members, strict=True):
+            image = self.image(place.index, k) if k or original is None else original
+            gt = image[place.top : place.top + size, place.left : place.left + size]
+            gt = cv2.flip(gt, 1) if place.flip else gt
             for plane, channel in zip(patch, cv2.split(gt), strict=True):  # twice numpy's speed
                 plane[:] = channel
-        return {
-            "lq": np.stack(cv2.split(lq)),
-            "gts": patches,
-            "choice": choice,
-            "draw": draw,
-        }
+        return patches
 
-    def _read(self, index: int, member: int, rows: int | None = None) -> np.ndarray:
-        """The image, or at least its first rows."""
+    def image(self, index: int, member: int) -> np.ndarray:
+        """The whole decoded image, uint8 (H, W, 3)."""
         if self.cache is not None:
             image = self.cache[index, member]
         else:
-            image = self.read(self.paths[index][member], None if self.prepare else rows)
-        # The whole image: the products of a part's sharpening round differently.
+            image = read_rgb(self.sets.paths[index][member])
         return image if self.prepare is None else self.prepare(image)
 
 
@@ -130,7 +139,7 @@ class StepBatchSampler:
     def __len__(self) -> int:
         return max(0, self.last - self.first + 1)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[range]:
         return map(self.of_step, range(self.first, self.last + 1))
 
     def of_step(self, step: int) -> range:

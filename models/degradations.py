@@ -13,7 +13,6 @@ image at a time, inside a DataLoader worker. Between the steps an image is float
 """
 
 import math
-from collections.abc import Callable
 from functools import lru_cache
 
 import cv2
@@ -223,28 +222,17 @@ def apply_degradation(
 
 
 def degrade_patch(
-    image: np.ndarray | Callable[..., np.ndarray],
-    top: int,
-    left: int,
-    patch_size: int,
-    rng: np.random.Generator,
-    setting: str,
+    gt: np.ndarray, top: int, left: int, patch_size: int, rng: np.random.Generator, setting: str,
     scale: int = 4,
 ) -> np.ndarray:
     """One training LQ patch: draw a degradation, apply it around one GT patch, cut the patch out.
 
-    image: the full GT, uint8 (H, W, 3), or a function that reads it: image(rows) returns its first
-    rows, or more, and image() all. top, left, patch_size: the patch in GT pixels, multiples of
-    `scale`. Returns uint8 (patch_size / scale, patch_size / scale, 3).
+    gt: the whole image, uint8 (H, W, 3). top, left, patch_size: the patch in GT pixels, multiples
+    of `scale`. Returns uint8 (patch_size / scale, patch_size / scale, 3).
     """
-    part = image(top + patch_size + MARGIN[setting]) if callable(image) else image
-    y0, y1, x0, x1 = crop_with_margin(*part.shape[:2], top, left, patch_size, setting, scale)
+    y0, y1, x0, x1 = crop_with_margin(*gt.shape[:2], top, left, patch_size, setting, scale)
     params = draw_degradation(rng, setting)
-    noises = [r["noise"] for r in params["rounds"] if r["noise"]["kind"] == "poisson"]
-    # Over 128 levels count as 256, whatever the other rows have
-    few = callable(image) and any(_levels(part, noise["gray"]) <= 128 for noise in noises)
-    full = image() if few else part
-    lq = apply_degradation(part[y0:y1, x0:x1], params, rng, scale, levels_of=full)
+    lq = apply_degradation(gt[y0:y1, x0:x1], params, rng, scale, levels_of=gt)
     row, column, size = (top - y0) // scale, (left - x0) // scale, patch_size // scale
     return lq[row : row + size, column : column + size]
 

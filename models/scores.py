@@ -34,43 +34,6 @@ class Scores(NamedTuple):
         return np.array([self.quality.get(k, np.nan) for k in keys.flat]).reshape(keys.shape)
 
 
-def scale_of(scores: np.ndarray, names: Sequence[str]) -> np.ndarray:
-    """Mean and standard deviation, (2, M), of (..., M) scores of the M metrics named."""
-    scores = scores.reshape(-1, len(names)).astype(np.float64)
-    for name, column in zip(names, scores.T, strict=True):
-        if not np.isfinite(column).all():
-            raise ValueError(f"--iqa {name}: has no finite score of some ground truth; leave it "
-                             "out")
-        if column.std() <= 1e-6 * np.abs(column).max():  # equal but for rounding
-            raise ValueError(f"--iqa {name}: gives all ground truths the same score; leave it out")
-    return np.stack([scores.mean(0), scores.std(0)])
-
-
-def mean_standardised(scores: Array, scale: Array) -> Array:
-    """(..., M) scores, up = better, and their (2, M) scale -> (...), on the first metric's scale.
-
-    So a temperature or a weight that was meant for the first metric alone keeps its meaning.
-    """
-    mean, deviation = scale
-    return ((scores - mean) / deviation).mean(-1) * deviation[0] + mean[0]
-
-
-class MeanOfMetrics(nn.Module):
-    """Several NR-IQA as one: (N, 3, H, W) -> (N,), `mean_standardised` by `scale`, to be set."""
-
-    def __init__(self, metrics: Sequence[nn.Module]):
-        super().__init__()
-        self.metrics = nn.ModuleList(metrics)
-        self.scale: Tensor | None = None  # (2, M)
-
-    def each(self, images: Tensor) -> Tensor:
-        """(N, M)"""
-        return torch.stack([metric(images) for metric in self.metrics], -1)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return mean_standardised(self.each(images), self.scale)
-
-
 def cache_stem(name: str) -> str:
     """File name of a metric's cache: "name" or "name@weights", the weights by their checksum."""
     name, _, file = name.partition("@")
@@ -166,9 +129,6 @@ def score_images(
     folder: Path,
     device: torch.device | str = "cpu",
     batch_size: int | None = None,
-    rank: int = 0,
-    world: int = 1,
-    gather: Callable[..., list] = lambda item=None: [item],
     read: Callable[[str], np.ndarray | Exception] = read_or_error,
 ) -> Scores | None:
     """Quality of every image; only what `folder` does not hold yet is scored.
@@ -185,6 +145,8 @@ def score_images(
     What goes wrong is printed: None is returned if the metric failed, Scores without an image that
     failed. OSError if a score cannot be written.
     """
+    from models.distributed import gather, rank_and_world
+    rank, world = rank_and_world()
     batch_size = batch_size or (8 if torch.device(device).type == "cuda" else 1)
     stem = cache_stem(name)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,264 @@
+"""A training run: its folder, resumed, logged, saved, and stopped by a signal or a NaN.
+
+    run = TrainingRun(args, {"params": net_g, "optim_g": optim_g, ...}, LOSSES, members=5, settings)
+    for step, batch in run.steps(loader, describe):
+        ...
+        run.record(step, lr, losses, choice, (lq, sr, gt))
+"""
+
+import argparse
+import contextlib
+import csv
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from tqdm import tqdm
+
+from models.checkpoint import load_file, replacing, save_atomic, write_csv
+from models.distributed import Interrupt, any_rank, cleanup, gather
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+class TrainingRun:
+    """The run in the folder args.out, restored from its last.pt if there is one.
+
+    args:     out, steps, log_every, save_every, sample_every, rank, device
+    state:    {name: module or optimiser or None}, all that a resume restores
+    losses:   names of the losses that `record` gets, columns of log.csv
+    members:  ground truths per set, K; log.csv has the share of each
+    settings: what decides the result; a folder with other settings is refused
+
+    done: the step that the run resumes after, 0 for a new one.
+    Raises ValueError for a damaged checkpoint and for one with other settings.
+    """
+
+    def __init__(
+        self, args: argparse.Namespace, state: dict[str, nn.Module | Optimizer | None],
+        losses: Sequence[str], members: int, settings: dict,
+    ):
+        self.args, self.state, self.losses, self.settings = args, state, losses, settings
+        self.out = Path(args.out)
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.members = members
+        columns = [*losses, *(f"share_{k}" for k in range(members))]
+        # Sums since the last row of log.csv; the first is the number of steps times ranks
+        self.meter = torch.zeros(1 + len(columns), dtype=torch.float64, device=args.device)
+        self.done, saved = 0, load_last(self.out, settings)
+        if saved:
+            for name, part in state.items():
+                if part is not None:
+                    part.load_state_dict(saved[name])
+            self.done = saved["step"]
+            if args.rank == 0:  # it is the sum over the ranks
+                self.meter = saved["meter"].to(args.device)
+        self.watch = LossWatch(losses, args.device)
+        if args.rank == 0:
+            if self.done:
+                print(f"resuming {self.out} at step {self.done}")
+            self.log = TrainingLog(self.out, ["step", "lr", *columns], self.done, args.log_every)
+
+    def steps(self, loader: Iterable, describe: Callable[[int], str]) -> Iterator[tuple[int, dict]]:
+        """(step, batch) from self.done + 1 to args.steps; saves, and stops on a signal or NaN.
+
+        describe: the samples of a step on this rank, for the message about a NaN.
+        """
+        interrupt = Interrupt()
+        self.bar = tqdm(loader, initial=self.done, total=self.args.steps, desc=self.out.name,
+                        unit="it", disable=self.args.rank > 0)
+        for step, batch in enumerate(self.bar, start=self.done + 1):
+            yield step, batch
+            self._save_or_stop(step, bool(interrupt.caught), describe)
+        interrupt.restore()
+
+    def record(
+        self, step: int, lr: float, losses: dict[str, Tensor], choice: Tensor,
+        images: tuple[Tensor, Tensor, Tensor],
+    ) -> None:
+        """Note a step: a row of log.csv every args.log_every steps, the mean since the last one.
+
+        choice: (N,) which ground truth each sample learnt from; images: lq, sr, gt of the batch.
+        """
+        args = self.args
+        self.parts = torch.stack([losses[name].detach() for name in self.losses])
+        shares = F.one_hot(choice, self.members).double().mean(0)
+        self.meter += torch.cat([self.meter.new_ones(1), self.parts.double(), shares])
+        if step % args.log_every == 0 or step == args.steps:
+            sums = self._summed_meter()
+            if step % args.log_every == 0:  # else a longer run continues this row's interval
+                self.meter.zero_()
+            if args.rank == 0:
+                means = (sums[1:] / sums[0]).tolist()  # no time among them: equal runs, equal logs
+                self.log.row(step, lr, means)
+                named = zip(self.losses, means, strict=False)
+                self.bar.set_postfix({name: f"{mean:.3g}" for name, mean in named if mean})
+        if args.rank == 0 and args.sample_every and step % args.sample_every == 0:
+            self.log.images(step, sample_rows(*images))
+
+    def _summed_meter(self) -> Tensor:
+        """The meter's sum over the ranks."""
+        sums = self.meter.clone()
+        if dist.is_initialized():
+            dist.all_reduce(sums)
+        return sums
+
+    def _save_or_stop(self, step: int, signalled: bool, describe: Callable[[int], str]) -> None:
+        """Save now and then, at the end and on a signal; never weights that are not finite."""
+        args, bad = self.args, self.watch(step, self.parts)
+        save = step % args.save_every == 0 or step == args.steps
+        stop, failed = any_rank(signalled, bool(bad))
+        if (save or stop) and not failed:
+            bad = self.watch() or self._not_finite(step)
+            failed, = any_rank(bool(bad))
+        if failed:
+            text = bad and (f"step {bad[0]}: not finite: {bad[1]}; {describe(bad[0])}; {self.out} "
+                            "keeps its last good checkpoint")
+            raise ValueError(next(text for text in gather(text) if text))
+        if save or stop:
+            meter = self._summed_meter()
+            if args.rank == 0:
+                parts = {name: None if part is None else part.state_dict()
+                         for name, part in self.state.items()}
+                save_last(self.out, parts | {"step": step, "meter": meter,
+                                             "settings": self.settings})
+        if stop and step < args.steps:
+            if args.rank == 0:
+                print(f"{self.out}: stopped by a signal after step {step}; "
+                      "rerun the same command to resume")
+            cleanup()
+            sys.exit(0)
+
+    def _not_finite(self, step: int) -> tuple[int, str] | None:
+        """(step, the weights that are not finite): a step's losses come before its gradients."""
+        for net in (part for part in self.state.values() if isinstance(part, nn.Module)):
+            for name, values in net.named_parameters():
+                if not values.isfinite().all():
+                    return step, f"{type(net).__name__}.{name}"
+        return None
+
+
+class LossWatch:
+    """Finds a step whose losses are not finite, one step late so that a GPU need not wait."""
+
+    def __init__(self, names: Sequence[str], device: torch.device):
+        self.names, self.cuda, self.waiting = names, device.type == "cuda", None
+
+    def __call__(self, step: int = 0, losses: Tensor | None = None) -> tuple[int, str] | None:
+        """(step, its losses) of the step before if they are not finite; None where all is well.
+
+        losses: (names,) of this step; without arguments no further step is queued.
+        """
+        before, self.waiting = self.waiting, None
+        if losses is not None:
+            host = torch.empty(losses.shape, pin_memory=self.cuda)
+            host.copy_(losses, non_blocking=True)
+            event = torch.cuda.Event() if self.cuda else None
+            if event:
+                event.record()
+            self.waiting = step, host, event
+        if before is None:
+            return None
+        step, host, event = before
+        if event:
+            event.synchronize()
+        if host.isfinite().all():
+            return None
+        parts = zip(self.names, host.tolist(), strict=True)
+        return step, ", ".join(f"{name} {value:.4g}" for name, value in parts)
+
+
+# ------------------------------------------------------------------------- files of a run
+
+
+def load_last(out: Path, settings: dict) -> dict | None:
+    """The checkpoint that a run resumes from, its settings compared; None for a new run."""
+    last, previous = out / "last.pt", out / "previous.pt"
+    if not last.is_file():
+        return None
+    try:
+        state = load_file(last)
+        if not {"params", "params_ema", "optim_g", "step", "settings"} <= set(state):
+            raise ValueError(f"{last}: not a training checkpoint; give another --out")
+    except ValueError as error:
+        if previous.is_file():
+            raise ValueError(f"{error}; for the one before: mv {previous} {last}") from error
+        raise
+    before = state["settings"]
+    if other := [f"--{key.replace('_', '-')} {before.get(key)}, not {value}"
+                 for key, value in settings.items() if before.get(key) != value]:
+        raise ValueError(f"{last}: was trained with {'; '.join(other)}; give another --out")
+    return state
+
+
+def save_last(out: Path, state: dict) -> None:
+    """Write last.pt and keep the one before as previous.pt; at every moment one is complete."""
+    last, previous = out / "last.pt", out / "previous.pt"
+    if last.is_file():
+        with contextlib.suppress(OSError):  # a file system without hard links keeps none
+            previous.unlink(missing_ok=True)
+            os.link(last, previous)
+    save_atomic(state, last)
+
+
+def sample_rows(lq: Tensor, sr: Tensor, gt: Tensor, count: int = 4) -> np.ndarray:
+    """One image, uint8 (H, W, 3), a row per sample: LQ (nearest x4), SR, the chosen GT."""
+    big = F.interpolate(lq[:count], size=gt.shape[-2:], mode="nearest")
+    rows = torch.cat([big, sr[:count].detach().float().clamp(0, 1), gt[:count]], -1)
+    return (rows.permute(0, 2, 3, 1).flatten(0, 1) * 255).round().byte().cpu().numpy()
+
+
+class TrainingLog:
+    """log.csv and samples/*.png of a run, and the same for TensorBoard where it is installed.
+
+    out:    the run folder; TensorBoard's files go to out/tensorboard
+    header: of log.csv; the first two columns are step and lr
+    done:   the step that the run resumes after; later rows are dropped, and those that are not at
+            a multiple of `every`
+    """
+
+    def __init__(self, out: Path, header: Sequence[str], done: int, every: int):
+        self.out, self.header, self.done = out, header, done
+        self.path, self.board, rows = out / "log.csv", None, []
+        if done and self.path.is_file():
+            lines = csv.reader(self.path.read_text(encoding="utf-8").splitlines()[1:])
+            rows = [row for row in lines if len(row) == len(header) and int(row[0]) <= done
+                    and int(row[0]) % every == 0]
+        write_csv(self.path, header, rows)
+
+    def _writer(self) -> "SummaryWriter | None":
+        """Started at the first row, after the data workers were forked: it starts a thread."""
+        if self.board is None:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                self.board = False
+            else:
+                self.board = SummaryWriter(self.out / "tensorboard", purge_step=self.done + 1)
+        return self.board or None
+
+    def row(self, step: int, lr: float, values: Sequence[float]) -> None:
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(f"{step},{lr:g},{','.join(f'{v:.6g}' for v in values)}\n")
+        if board := self._writer():
+            for name, value in zip(self.header[1:], (lr, *values), strict=True):
+                board.add_scalar(name, value, step)
+            board.flush()
+
+    def images(self, step: int, image: np.ndarray) -> None:
+        """image: uint8 (H, W, 3)"""
+        with replacing(self.out / "samples" / f"{step:06d}.png") as temporary:
+            Image.fromarray(image).save(temporary, "PNG")
+        if board := self._writer():
+            board.add_image("samples", image, step, dataformats="HWC")
+            board.flush()
