@@ -4,6 +4,7 @@ import functools
 import multiprocessing
 import os
 import time
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,8 +16,8 @@ import train_sr
 from models import cache
 from models.cache import PixelCache
 from models.checkpoint import load_file
-from models.degradations import degrade_patch, usm_sharpen
 from models.dataset import MultiGTDataset, StepBatchSampler
+from models.degradations import degrade_patch, usm_sharpen
 from models.hggt import load_sets, read_rgb
 from models.samplers import sampling_weights
 
@@ -34,8 +35,8 @@ def data(tmp_path):
 
 
 def cache_of(root, folder, decode=read_rgb):
-    sets = load_sets(root)
-    return PixelCache(folder, root, sets.paths, sets.sizes, decode)
+    with mock.patch.object(cache, "read_rgb", decode):
+        return PixelCache(folder, load_sets(root))
 
 
 def assert_right(pixels, root):
@@ -52,9 +53,9 @@ def test_samples_are_those_without(data, tmp_path, setting):
         weights = sampling_weights(sampler, sets.labels, quality, 10.0, (3, 5))
         for prepare in (None, usm_sharpen) if sampler == "origs_only" else (None,):
             plain, cached = (
-                MultiGTDataset(sets.paths, sets.sizes, weights, 64, 3, read_rgb,
-                      functools.partial(degrade_patch, setting=setting), prepare=prepare,
-                      cache=c) for c in (None, pixels))
+                MultiGTDataset(sets, weights, 64, 3, functools.partial(degrade_patch,
+                                                                       setting=setting),
+                               prepare=prepare, cache=c) for c in (None, pixels))
             steps = StepBatchSampler(1, 4, 3, 0, 1)
             loaded = [
                 list(DataLoader(draws, batch_sampler=steps, num_workers=workers,

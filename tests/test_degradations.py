@@ -556,26 +556,6 @@ def test_region_equals_full_image(photo, setting, most):
     assert shifted > 0.02 * total, "the comparison is blind"
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.parametrize("few", [False, True])
-def test_patch_of_the_first_rows_equals_that_of_the_full_image(photo, setting, few):
-    """`few`: Poisson noise depends on the number of values, of which the first rows have 20."""
-    image = photo // 16 * 13 if few else photo
-    image = np.concatenate([image, photo[:200]])
-    asked = []
-
-    def read(rows=None):
-        asked.append(rows)
-        return image[:rows]
-
-    for i, (top, left) in enumerate(places(photo, 128, 9)):
-        of_full, of_rows = (
-            degrade_patch(source, top, left, 128, np.random.default_rng(i), setting)
-            for source in (image, read))
-        assert np.array_equal(of_full, of_rows)
-    assert (None in asked) == few
-
-
 @pytest.mark.parametrize("setting, margin", [("one_round", 32), ("two_round", 64)])
 def test_region_contains_the_margin_on_the_jpeg_grid(setting, margin):
     rng = np.random.default_rng(0)

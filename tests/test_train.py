@@ -17,10 +17,18 @@ from torch import nn
 
 import finetune_lora
 import train_sr
-from models.checkpoint import load_file, read_state
+from models import quality
+from models.checkpoint import load_file, read_csv, read_state
 from models.distributed import dead_worker_named
+from models.hggt import load_sets
+from models.quality import (
+    MeanOfMetrics,
+    image_quality,
+    load_quality,
+    mean_standardised,
+    scale_of,
+)
 from models.samplers import choose_argmax, sampling_weights
-from models.scores import MeanOfMetrics, mean_standardised, scale_of
 from models.swinir import SwinIR
 from train_sr import ema_update, lr_at
 
@@ -136,7 +144,7 @@ def test_presets_are_the_papers():
     assert (args.lambda_l1, args.lambda_p, args.lambda_a) == (1.0, 1.0, 0.1)
     assert args.out == "runs/swinir-amo" and args.data == "datasets/HGGT"
     args = train_sr.parse_args(["--lambda-p", "0", "--lambda-a", "0"])
-    train_sr.resolve_args(args)
+    train_sr.resolve_args(args, stage_one=True)
     assert (args.sampler, args.lr, args.out) == ("origs_only", 2e-4, "runs/swinir-stage1")
     assert args.milestones == [150_000, 240_000, 270_000, 285_000]
 
@@ -248,19 +256,25 @@ def test_training_and_fine_tuning_by_several_metrics(base, monkeypatch, capsys):
            "test_train:darkness")
     call(train_sr, *TINY, *two, "--steps", 4, "--out", "both", cwd=base, monkeypatch=monkeypatch)
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("--iqa")]
-    scale = load_file(base / "both/last.pt")["iqa_scale"]
-    assert scale.shape == (2, 2) and len(said) == 2
-    assert said[1].startswith(f"--iqa test_train:darkness: {scale[0, 1]:.4g} ± {scale[1, 1]:.4g}")
+    scale = read_csv(base / "both/iqa_scale.csv")[0]
+    assert len(scale) == 2 and len(said) == 2
+    mean, deviation = float(scale[1]["mean"]), float(scale[1]["deviation"])
+    assert said[1].startswith(f"--iqa test_train:darkness: {mean:.4g} ± {deviation:.4g}")
     assert float(read_log(base / "both/log.csv")[-1]["share_4"]) < 1
     assert "test_train_sharpness+test_train_darkness" in str(
         load_file(base / "both/last.pt")["settings"])
-    # Stopped and resumed: the scale is that of last.pt, not computed anew
+    # Stopped and resumed: the scale is read, not computed anew
     call(train_sr, *TINY, *two, "--steps", 2, "--out", "both2", cwd=base, monkeypatch=monkeypatch)
     assert "±" in capsys.readouterr().out
     call(train_sr, *TINY, *two, "--steps", 4, "--out", "both2", cwd=base, monkeypatch=monkeypatch)
     assert "±" not in capsys.readouterr().out
     same_weights(base / "both/last.pt", base / "both2/last.pt")
-    assert torch.equal(load_file(base / "both2/last.pt")["iqa_scale"], scale)
+    assert read_csv(base / "both2/iqa_scale.csv")[0] == scale
+    # Another patch size has another scale
+    args = train_sr.parse_args([*map(str, (*TINY, *two)), "--patch-size", "16", "--out", "both2"])
+    train_sr.resolve_args(args)
+    load_quality(args, train_sr.load_data(args))
+    assert "±" in capsys.readouterr().out and read_csv(base / "both2/iqa_scale.csv")[0] != scale
     # Fine-tuning: two processes take the scale from the first; the folder is named by both
     run("finetune_lora.py", *TINY, "--sampler", "upos", "--init", "both/net_g_ema.pt", *two[4:],
         "--steps", 2, "--lora-rank", 2, cwd=base, processes=2)
@@ -302,11 +316,11 @@ def test_image_level_quality_of_several_metrics(tmp_path):
     args = train_sr.parse_args(["--iqa", "test_train:sharpness", "test_train:darkness",
                                 "--out", str(tmp_path / "q"), "--sampler", "sma"])
     args.rank, args.world, args.device = 0, 1, torch.device("cpu")
-    sets = train_sr.load_sets(tmp_path / "HGGT")
-    found = train_sr.image_quality(args, sets, train_sr.load_quality(args, 64))
+    sets = load_sets(tmp_path / "HGGT")
+    found = image_quality(args, sets)
     single = []
     for args.iqa in (["test_train:sharpness"], ["test_train:darkness"]):
-        single.append(train_sr.image_quality(args, sets, None))  # from the cache
+        single.append(image_quality(args, sets))
     scores = np.stack(single, -1)
     assert np.allclose(found, mean_standardised(scores, scale_of(scores, "ab"))) and found.std() > 0
 
@@ -366,13 +380,14 @@ def test_every_sampler_trains(base, sampler):
         assert len(read_log(cache)) == 4 * 5
 
 
-def test_quality_is_scored_once(base):
+def test_quality_is_scored_once(base, monkeypatch):
     args = train_sr.parse_args(["--iqa", "test_train:sharpness", "--out", str(base / "q")])
     args.rank, args.world, args.device = 0, 1, torch.device("cpu")
-    sets = train_sr.load_sets(base / "HGGT")
-    first = train_sr.image_quality(args, sets, sharpness())
+    sets = load_sets(base / "HGGT")
+    first = image_quality(args, sets)
     assert first.shape == (4, 5) and (np.diff(first, axis=1) > 0).all()  # contrast grows
-    assert (train_sr.image_quality(args, sets, None) == first).all()  # from the cache
+    monkeypatch.setattr(quality, "load_iqa", lambda *args: pytest.fail("scored again"))
+    assert (image_quality(args, sets) == first).all()  # from the cache
 
 
 def test_rrdb_stage_two_and_fine_tuning(base):
@@ -419,13 +434,12 @@ def test_reward_by_single_images_gives_the_same_step():
             return x.sigmoid().square().mean((1, 2, 3))
 
     for single in (False, True):
-        args = train_sr.parse_args(["--net", "swinir_tiny", "--lambda-p", "0", "--no-bf16"])
-        args.checkpoint_reward, args.lambda_q = single, 5.0
         torch.manual_seed(0)
         net = train_sr.PRESETS["swinir_tiny"]["build"]()
         optim, lq = torch.optim.SGD(net.parameters(), 0.1), torch.rand(3, 3, 16, 16)
-        _, losses = train_sr.step_generator(args, net, None, None, Reward(), optim, lq,
-                                            torch.rand(3, 3, 64, 64))
+        reward = finetune_lora.OneByOne(Reward()) if single else Reward()
+        losses = train_sr.generator_losses(net(lq), torch.rand(3, 3, 64, 64), None, None, reward)
+        train_sr.optimise(optim, losses["l_pix"] + 5 * losses["l_iqa"], lr=0.1)
         weights.append([losses["l_iqa"], *net.parameters()])
     assert calls == [3, *[1] * 6]  # each image again in the backward pass
     for a, b in zip(*weights, strict=True):
@@ -517,7 +531,7 @@ def test_a_killed_data_worker_is_named_and_nothing_else(error, named):
 
 def test_weights_that_a_gradient_has_spoilt_are_not_saved(base, tmp_path, monkeypatch):
     """The losses of a step are computed before its weights change."""
-    monkeypatch.setattr(train_sr, "step_discriminator", spoilt_at_step_4())
+    monkeypatch.setattr(train_sr, "discriminator_loss", spoilt_at_step_4())
     out = tmp_path / "spoilt"
     with pytest.raises(ValueError, match=r"step 4: not finite: UNetDiscriminatorSN.conv9.bias"):
         call(train_sr, *TINY, *STAGE2, "--sampler", "rand", "--save-every", 2, "--steps", 8,
@@ -527,16 +541,16 @@ def test_weights_that_a_gradient_has_spoilt_are_not_saved(base, tmp_path, monkey
 
 
 def spoilt_at_step_4():
-    calls, real = [], train_sr.step_discriminator
+    calls, real = [], train_sr.discriminator_loss
 
-    def step(args, net_d, *rest):
-        loss = real(args, net_d, *rest)
+    def loss(net_d, sr, gt):
         calls.append(1)
-        if len(calls) == 4:
-            net_d.conv9.bias.data.fill_(float("nan"))
-        return loss
+        value = real(net_d, sr, gt)
+        if len(calls) == 4:  # the loss is finite, its gradient is not
+            net_d.conv9.bias.register_hook(lambda grad: grad * float("nan"))
+        return value
 
-    return step
+    return loss
 
 
 def test_workers_are_a_ranks_share_of_the_cores(monkeypatch):
@@ -554,14 +568,3 @@ def test_workers_are_a_ranks_share_of_the_cores(monkeypatch):
 def test_batch_must_divide_among_processes(base):
     bad(base, "train_sr.py", "divisible by the 2 processes", *TINY, *STAGE2, "--batch-size", 3,
         processes=2)
-
-
-def test_check_data_flag(base, tmp_path):
-    result = run("train_sr.py", "--check-data", "--data", base / "HGGT", cwd=base)
-    assert "4 sets of 5 images" in result.stdout and "0 problems" in result.stdout
-    make_hggt(tmp_path, n=2)
-    (tmp_path / "Train/images/0-4/01/img00_01.png").unlink()
-    (tmp_path / "Train/labels/0-4/A/img01.json").write_text("{")
-    result = run("train_sr.py", "--check-data", "--data", tmp_path, cwd=base, ok=False)
-    assert result.returncode == 2
-    assert "img00_01.png" in result.stdout and "img01.json" in result.stdout
