@@ -1,6 +1,6 @@
 """Low-quality (LQ) images from ground truth (GT): blur, resize, noise and JPEG, drawn per sample.
 
-    params = draw_degradation(rng, "one_round")              # what will be done: plain numbers
+    params = draw_degradation(rng, "one_round")              # plain numbers: what will be done
     y0, y1, x0, x1 = crop_with_margin(height, width, top, left, patch_size, "one_round")
     lq = apply_degradation(gt[y0:y1, x0:x1], params, rng, levels_of=gt)
     lq = lq[(top - y0) // 4 :, (left - x0) // 4 :][: patch_size // 4, : patch_size // 4]
@@ -188,7 +188,7 @@ def apply_degradation(
 
     gt: uint8 (H, W, 3), sides multiples of scale and at least 16. params: from draw_degradation.
     rng: for the noise fields only. levels_of: uint8 (H', W', 3), the full image if gt is a part of
-    one; Poisson noise is the stronger the fewer 8-bit values an image has, and a part has fewer.
+    one: Poisson noise is stronger the fewer 8-bit values an image has, and a part has fewer.
     Returns uint8 (H / scale, W / scale, 3). Raises ValueError for another dtype, shape or size.
     """
     if gt.dtype != np.uint8 or gt.ndim != 3 or gt.shape[2] != 3:
@@ -260,9 +260,9 @@ def _blur(image: np.ndarray, blur: dict | None) -> np.ndarray:
     if blur is None:
         return image
     kernel, pad, (height, width) = blur_kernel(blur), blur["size"] // 2, image.shape[:2]
-    # Far taps of a narrow Gaussian change nothing. filter2D leaves out zeros; denormals are slow.
+    # Far taps of a narrow Gaussian change nothing. filter2D skips zeros; denormals are slow.
     kernel[np.abs(kernel) < 1e-16] = 0
-    # Rows of a multiple of 8 pixels: else filter2D rounds a row's last few in another way.
+    # Rows of a multiple of 8 pixels: else filter2D rounds the last few of a row differently.
     right = pad + -(width + 2 * pad) % 8
     image = cv2.copyMakeBorder(image, pad, pad, pad, right, cv2.BORDER_REFLECT_101)
     image = cv2.filter2D(image, -1, kernel.astype(np.float32))
@@ -272,14 +272,17 @@ def _blur(image: np.ndarray, blur: dict | None) -> np.ndarray:
 def _resize(
     image: np.ndarray, mode: str, factor: float = 1.0, size: tuple[int, int] | None = None
 ) -> np.ndarray:
-    """To size = (height, width) or by a factor, whose steps are exact though the new sides are cut
-    to whole numbers. No antialiasing, corners not aligned: F.interpolate's results, as in the
-    public code, in a tenth to a fifth of its time. (Its bilinear one for CPUs, but not that for
-    GPUs, leaves an axis as it is whose cut side stays the same.)"""
+    """Resize to (height, width), or by a factor: output sizes are floored, sampling steps use the
+    exact factor. No antialiasing, corners not aligned.
+
+    The results are F.interpolate's, as in the public code, in a tenth to a fifth of its time. (On a
+    CPU, but not on a GPU, its bilinear mode leaves an axis alone whose floored size stays the same;
+    this function follows the GPU, where the public code degrades.)
+    """
     if factor == 1 and size in (None, image.shape[:2]):
         return image
     height, width = size or (int(side * factor) for side in image.shape[:2])
-    if mode == "area":  # the mean of a window is that of its rows' means: one axis, then the other
+    if mode == "area":  # a window's mean is the mean of its rows' means: one axis, then the other
         for side in (height, width):
             means = _window_means(image.shape[0], side) @ image.reshape(image.shape[0], -1)
             image = cv2.transpose(means.reshape(side, -1, 3))
@@ -288,7 +291,7 @@ def _resize(
     if size:
         return cv2.resize(image, (width, height), interpolation=how)
     resized = cv2.resize(image, None, fx=factor, fy=factor, interpolation=how)
-    if resized.shape == image.shape:  # OpenCV rounds the sides, and copies where they stay
+    if resized.shape == image.shape:  # OpenCV rounds sizes, and only copies if none changes
         planes = torch.from_numpy(image.transpose(2, 0, 1))[None]
         return F.interpolate(planes, scale_factor=factor, mode=mode)[0].numpy().transpose(1, 2, 0)
     return resized[:height, :width]
@@ -345,8 +348,8 @@ def _normal_quantiles() -> np.ndarray:
 
 
 def _levels(gt: np.ndarray, gray: bool) -> int:
-    """How many 8-bit values the degraded full image has, or its luma if gray."""
-    # ASSUMED: as many as a thinned full GT; HGGT counts them in the degraded image.
+    """Estimate of how many 8-bit values the degraded full image has, or its luma if gray."""
+    # ASSUMED: as many as a thinned full GT has; HGGT counts them in the degraded image.
     values = gt[::4, ::4]
     values = (values @ LUMA + 0.5).astype(np.uint8) if gray else values
     return np.count_nonzero(np.bincount(values.ravel()))
