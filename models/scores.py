@@ -18,9 +18,12 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
+
+from models.distributed import gather
 
 Array = TypeVar("Array", np.ndarray, Tensor)
 
@@ -166,9 +169,6 @@ def score_images(
     folder: Path,
     device: torch.device | str = "cpu",
     batch_size: int | None = None,
-    rank: int = 0,
-    world: int = 1,
-    gather: Callable[..., list] = lambda item=None: [item],
     read: Callable[[str], np.ndarray | Exception] = read_or_error,
 ) -> Scores | None:
     """Quality of every image; only what `folder` does not hold yet is scored.
@@ -178,13 +178,14 @@ def score_images(
     images: {key: path}; the key and the file's size address the cache
     batch_size: of images of one size; None: 8 on a GPU, 1 on a CPU, where batches take longer
     folder: for <metric>.csv, and <metric>.rankN.csv of the other processes
-    rank, world, gather: of several processes; gather(item) -> the items of all ranks, a barrier.
-            Every rank calls this with the same images and scores its share of the missing ones
+    Of several processes, every rank calls this with the same images and scores its share.
     read:   path -> uint8 (H, W, 3), or what is wrong with it
 
     What goes wrong is printed: None is returned if the metric failed, Scores without an image that
     failed. OSError if a score cannot be written.
     """
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    world = dist.get_world_size() if dist.is_initialized() else 1
     batch_size = batch_size or (8 if torch.device(device).type == "cuda" else 1)
     stem = cache_stem(name)
     folder.mkdir(parents=True, exist_ok=True)
