@@ -319,6 +319,7 @@ def read_pairs(path: str, columns: dict[str, str]) -> Pairs:
 
 
 def read_sets(root: str) -> Sets:
+    """The sets with a negative of a labelled folder in HGGT's layout."""
     sets = rank_zero_first(lambda: load_sets(root))
     if sets.labels is None:
         raise ValueError(f"{root}: has no labels; Table 4 needs HGGT's layout")
@@ -343,12 +344,14 @@ def build(args: argparse.Namespace, metric: Metric, device: torch.device) -> tor
     return net
 
 
-def score_all(args: argparse.Namespace, metrics: list[Metric], images: list[np.ndarray],
-              device: torch.device, world: int) -> dict[str, Scores]:
+def score_all(
+    args: argparse.Namespace, metrics: list[Metric], images: list[np.ndarray]
+) -> dict[str, Scores]:
     """{metric: scores of all images}, without the metrics that failed; images: arrays of paths.
 
     Raises ValueError if all metrics failed or, with --require-all, if one did.
     """
+    _, world, device = init_distributed()
     paths = {path: path for array in images for path in array.flat}
     read = keep_decoded(DECODED_BYTES // world if len(metrics) > 1 else 0)
     scores = {m.name: score_images(m.spec, functools.partial(build, args, m, device), paths,
@@ -507,7 +510,7 @@ def write_table(args: argparse.Namespace, table: Table) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    rank, world, device = init_distributed()
+    rank, _, _ = init_distributed()
     torch.backends.cudnn.allow_tf32 = False  # it moves scores in the third digit
 
     # Inputs, all of them checked before anything is scored
@@ -520,8 +523,7 @@ def main(args: argparse.Namespace) -> None:
     # Phase I: a few pairs of every two models compared (Sec. 3.1; Tables 6 and 1)
     if train := pairs.get("train"):
         drawn = draw_phase1(train.models, len(train.score), args.seed)
-        images = [train.image1[drawn], train.image2[drawn]]
-        scores = score_all(args, args.metrics, images, device, world)
+        scores = score_all(args, args.metrics, [train.image1[drawn], train.image2[drawn]])
         table6, table1 = tables_6_and_1(args, train, drawn, scores)
         if rank == 0:
             write_table(args, table6)
@@ -534,7 +536,7 @@ def main(args: argparse.Namespace) -> None:
     args.phase2_metrics = args.phase2_metrics or args.metrics
     images = [image for p in pairs.values() for image in (p.image1, p.image2)]
     images += [sets.images] if sets else []
-    scores = score_all(args, args.phase2_metrics, images, device, world)
+    scores = score_all(args, args.phase2_metrics, images)
     if pairs and rank == 0:
         write_table(args, table_2(args, pairs, scores))
         write_table(args, table_3(args, pairs, scores))

@@ -364,7 +364,8 @@ def test_end_to_end(own):
     assert "12 of the 12 pairs" in notes and "3 of each of 4 comparisons" in notes
     assert "seed 0" in notes and "bright = own_metrics:mean" in notes and "pyiqa 0." in notes
     images = (own / "out/scores/piqe.csv").read_text().splitlines()
-    assert len(images) == 1 + 10 + 30  # each image once
+    assert len(images) == 1 + 10 + 30
+    assert sum("SBS/images/0.png" in line for line in images) == 1
 
 
 def test_phases_and_sets_together_decode_and_score_an_image_once(own, monkeypatch):
