@@ -1,21 +1,24 @@
 """Which NR-IQA metric agrees with people on super-resolved images? (paper Sec. 3, 7; Tables 1-4, 6)
 
     python analyze_iqa.py --pairs datasets/SBS180K/train.csv \
-        --pairs-test datasets/SBS180K/test.csv --sets datasets/HGGT  # CPU or one GPU, the paper's
-    torchrun --nproc_per_node=4 analyze_iqa.py ...                   # the same on four
+        --pairs-test datasets/SBS180K/test.csv --sets datasets/HGGT  # the paper's; CPU or one GPU
+    torchrun --nproc_per_node=4 analyze_iqa.py ...                   # the same on four GPUs
     python analyze_iqa.py --pairs my.csv --columns image1=left image2=right score=votes \
-        --metrics musiq piqe q=demo.quality:q@q.pt                   # own pairs, own metric named q
+        --metrics musiq piqe q=demo.quality:q@q.pt                   # your pairs, your metric as q
 
-In:  --pairs, --pairs-test: CSV manifests image1,image2,score[,model1,model2]; paths relative to the
-     manifest's folder, score = fraction of raters that prefer the second image. --sets: HGGT.
-Out: --out (default results/analysis) with table6.csv and table1.csv (phase I: a few pairs of every
-     two models compared), table2.csv and table3.csv (phase II: all pairs, the best seven metrics),
-     table4.csv (HGGT, with Sec. 7.1's percentages), the paper's columns first and the protocol in
-     lines with #; figure2.csv, the pairs of Fig. 2; and scores/<metric>.csv, one row per image, so
-      that an interrupted run (SIGTERM, Ctrl-C: exit code 0; or kill -9) goes on where it stopped,
-      beside <metric>.weights.txt, which says what it was scored with; an image that cannot be read
-      is left out, and counted as a failure. After a change to the code of one's own metric, delete
-      its file there.
+In:  --pairs, --pairs-test: CSV manifests image1,image2,score[,model1,model2]. Paths are relative to
+     the manifest's folder; score = fraction of raters that prefer the second image.
+     --sets: labelled multi-GT sets in HGGT's layout.
+Out: --out (default results/analysis):
+     table6.csv, table1.csv  phase I: a few pairs of every two models compared
+     table2.csv, table3.csv  phase II: all pairs, the best seven metrics
+     table4.csv, figure2.csv HGGT, with Sec. 7.1's percentages; the pairs of Fig. 2
+     scores/                 <metric>.csv, one row per image; <metric>.weights.txt, its weights
+     The tables give the paper's columns first; comment lines (#) above them give the protocol.
+
+Rerun the same command to resume (SIGTERM and Ctrl-C exit with code 0): images that have a score are
+not scored again. An image that cannot be read is skipped and counts as a failure. After a change to
+the code of your own metric, delete its file in scores/.
 """
 
 import argparse
@@ -33,7 +36,7 @@ import numpy as np
 import torch
 
 from models.checkpoint import read_csv, write_csv
-from models.distributed import clean_exit, cleanup, gather, init_distributed, rank_zero_first
+from models.distributed import clean_exit, cleanup, init_distributed, rank_zero_first
 from models.hggt import load_sets
 from models.iqa import load_iqa
 from models.scores import Scores, cache_stem, keep_decoded, score_images
@@ -56,6 +59,14 @@ TOP = 7  # PAPER: Sec. 3.1, metrics that go on to phase II and HGGT
 RESAMPLES = 1000  # of the bootstrap
 DECODED_BYTES = 2**32  # of images that all processes keep for the next metric
 COLUMNS = ("image1", "image2", "score", "model1", "model2")  # of a manifest
+PROTOCOL = (  # of Tables 1, 2, 3, 6
+    "accuracy: share of the pairs on which the metric prefers the image that most raters do; "
+    "equal quality is a miss",
+    "ties: pairs with score 0.5, left out; failures: pairs with an image that could not be "
+    f"scored, left out; ci: 95 % bootstrap over the pairs, {RESAMPLES} resamples; seconds: the "
+    "metric's own time for all images of the phase",
+)
+IMAGES = "images: RGB, 8 bit, whole (no border cropped); quality up = better"
 
 
 # ------------------------------------------------------------------------- the tables' maths
@@ -199,7 +210,7 @@ class Metric(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    image1: np.ndarray  # (n,) keys of images
+    image1: np.ndarray  # (n,) paths
     image2: np.ndarray  # (n,)
     score: np.ndarray  # (n,) fraction of raters that prefer image2
     models: list[tuple[str, str]] | None = None  # n
@@ -208,8 +219,15 @@ class Pairs(NamedTuple):
         return Pairs(self.image1[rows], self.image2[rows], self.score[rows])
 
 
-def parse_metric(text: str) -> Metric:
-    """[ALIAS=]NAME[@FILE], NAME of pyiqa or module:function; raises where there is none."""
+class Sets(NamedTuple):
+    names: list[str]  # n, of the sets that have a negative
+    images: np.ndarray  # (n, K) paths, the original first
+    labels: np.ndarray  # (n, K) +1 positive, 0 similar, -1 negative
+    total: int  # number of all sets
+
+
+def parse_metric(text: str, flag: str = "--metrics") -> Metric:
+    """[ALIAS=]NAME[@FILE], NAME of pyiqa or module:function. Raises if it does not exist."""
     alias, spec, name, file = re.fullmatch(r"(?:([\w.+-]+)=)?(([^@]*)@?(.*))", text).groups()
     module, _, function = name.partition(":")
     try:
@@ -221,31 +239,38 @@ def parse_metric(text: str) -> Metric:
             if name not in DEFAULT_CONFIGS:
                 raise ValueError("pyiqa has no such metric; see pyiqa.list_models()")
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"--metrics {text}: {error}") from error
+        raise ValueError(f"{flag} {text}: {error}") from error
     if file and not os.path.isfile(file):
-        raise FileNotFoundError(f"--metrics {text}: no weight file {file}")
+        raise FileNotFoundError(f"{flag} {text}: no weight file {file}")
     return Metric(alias or name, spec)
 
 
-def add_image(images: dict[str, str], path: str, root: str) -> str:
-    """Add an image of the data folder `root` to those to be scored, {key: path}.
+def resolve_args(args: argparse.Namespace) -> None:
+    """Check the flags; --columns becomes a dict, --metrics and --phase2-metrics lists of Metric."""
+    columns = dict(text.partition("=")[::2] for text in args.columns)
+    if not set(columns) <= set(COLUMNS) or "" in columns.values():
+        raise ValueError(f"--columns {' '.join(args.columns)}: write {'=NAME '.join(COLUMNS)}=NAME")
+    if not (args.pairs or args.pairs_test or args.sets):
+        raise ValueError("nothing to analyse; give --pairs, --pairs-test or --sets")
+    if args.batch_size is not None and args.batch_size < 1:
+        raise ValueError(f"--batch-size {args.batch_size}: must be at least 1")
+    default = METRICS if args.pairs else METRICS[:TOP]
+    metrics = [parse_metric(text) for text in args.metrics or default]
+    phase2 = [parse_metric(text, "--phase2-metrics") for text in args.phase2_metrics or ()]
+    for flag, chosen in (("--metrics", metrics), ("--phase2-metrics", phase2)):
+        names = [m.name for m in chosen]
+        if len(set(names)) < len(names):
+            raise ValueError(f"{flag} {' '.join(names)}: a name twice; give one as ALIAS=NAME")
+    names = [m.name for m in phase2 or metrics]
+    if args.reference not in names:
+        raise ValueError(f"--reference {args.reference}: not among {', '.join(names)}; name one")
+    args.columns, args.metrics, args.phase2_metrics = columns, metrics, phase2
 
-    Returns its key, the path from root's parent: data may be moved without losing its scores.
-    """
-    path = os.path.normpath(os.path.join(root, path))
-    key = os.path.relpath(path, os.path.dirname(root))
-    if key not in images and not os.path.isfile(path):
-        raise FileNotFoundError(path)
-    if images.setdefault(key, path) != path:
-        raise ValueError(f"{path} and {images[key]} would share scores; rename a data folder")
-    return key
 
+def read_manifest(path: str, columns: dict[str, str]) -> list[dict[str, str | None]]:
+    """Rows of a CSV image1,image2,score[,model1,model2], under these names.
 
-def read_pairs(path: str, columns: dict[str, str], images: dict[str, str]) -> Pairs:
-    """A manifest image1,image2,score[,model1,model2]; its images are added to `images`.
-
-    columns: the file's own names for those columns, where they differ
-    Raises ValueError naming the absent columns, or the first problems and their number.
+    columns: the file's own names of those columns, where they differ
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: no such manifest; expected a CSV image1,image2,score")
@@ -255,44 +280,94 @@ def read_pairs(path: str, columns: dict[str, str], images: dict[str, str]) -> Pa
             rows, header = list(table), table.fieldnames or []
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: not a CSV text file ({error})") from error
-    column = {c: columns.get(c, c) for c in COLUMNS}
+    names = {key: columns.get(key, key) for key in COLUMNS}
     if not {"model1", "model2"} & {*columns, *header}:
-        del column["model1"], column["model2"]
-    if absent := [name for name in column.values() if name not in header]:
+        del names["model1"], names["model2"]
+    if absent := [name for name in names.values() if name not in header]:
         raise ValueError(f"{path}: no column {', '.join(absent)} in {','.join(header)}; "
                          "name the file's own with --columns image1=... image2=... score=...")
     if not rows:
         raise ValueError(f"{path}: no pairs below the header")
-    root = os.path.dirname(os.path.abspath(path))
-    keys, score, problems = {}, [], []
+    return [{key: row[name] for key, name in names.items()} for row in rows]
+
+
+def read_pairs(path: str, columns: dict[str, str]) -> Pairs:
+    """The pairs of a manifest, see `read_manifest`.
+
+    Raises ValueError naming the absent columns, or the first problems and their number.
+    """
+    rows, folder = read_manifest(path, columns), os.path.dirname(os.path.abspath(path))
+    names = {row[side] for row in rows for side in ("image1", "image2")}
+    images = {name: os.path.normpath(os.path.join(folder, name or "")) for name in names}
+    absent = {name for name, image in images.items() if not os.path.isfile(image)}
+    score, problems = [], []
     for number, row in enumerate(rows, 1):
-        for name in (row[column["image1"]], row[column["image2"]]):
-            try:
-                keys[name] = keys.get(name) or add_image(images, name or "", root)
-            except OSError:
-                problems.append(f"pair {number}: no image {name!r}")
+        problems += [f"pair {number}: no image {name!r}"
+                     for name in (row["image1"], row["image2"]) if name in absent]
         try:
-            score.append(float(row[column["score"]]))
+            score.append(float(row["score"]))
             if not 0 <= score[-1] <= 1:
                 raise ValueError
         except (ValueError, TypeError):
-            problems.append(f"pair {number}: score {row[column['score']]!r} is not in [0, 1]")
+            problems.append(f"pair {number}: score {row['score']!r} is not in [0, 1]")
     if problems:
         raise ValueError(f"{path}: {len(problems)} problems: " + "; ".join(problems[:3])
                          + "; ..." * (len(problems) > 3))
-    models = None
-    if "model1" in column:
-        models = [(row[column["model1"]], row[column["model2"]]) for row in rows]
-    image1, image2 = (np.array([keys[r[column[c]]] for r in rows], object) for c in COLUMNS[:2])
+    models = [(r["model1"], r["model2"]) for r in rows] if "model1" in rows[0] else None
+    image1, image2 = (np.array([images[r[side]] for r in rows], object) for side in COLUMNS[:2])
     return Pairs(image1, image2, np.array(score), models)
+
+
+def read_sets(root: str) -> Sets:
+    """The sets with a negative of a labelled folder in HGGT's layout."""
+    sets = rank_zero_first(lambda: load_sets(root))
+    if sets.labels is None:
+        raise ValueError(f"{root}: has no labels; Table 4 needs HGGT's layout")
+    rows = np.flatnonzero((sets.labels == -1).any(1))
+    paths = [os.path.abspath(path) for i in rows for path in sets.paths[i]]
+    labels = sets.labels[rows]
+    images = np.array(paths, object).reshape(labels.shape)
+    return Sets([sets.names[i] for i in rows], images, labels, len(sets.names))
+
+
+# ------------------------------------------------------------------------- scoring
+
+
+def weights_file(args: argparse.Namespace, metric: Metric) -> Path:
+    return Path(args.out) / "scores" / f"{cache_stem(metric.spec)}.weights.txt"
+
+
+def build(args: argparse.Namespace, metric: Metric, device: torch.device) -> torch.nn.Module:
+    """The metric's network; its weights are noted beside its scores."""
+    net = load_iqa(metric.spec, device)
+    write_csv(weights_file(args, metric), ["weights"], [[net.weights or "none"]])
+    return net
+
+
+def score_all(
+    args: argparse.Namespace, metrics: list[Metric], images: list[np.ndarray]
+) -> dict[str, Scores]:
+    """{metric: scores of all images}, without the metrics that failed; images: arrays of paths.
+
+    Raises ValueError if all metrics failed or, with --require-all, if one did.
+    """
+    _, world, device = init_distributed()
+    paths = {path: path for array in images for path in array.flat}
+    read = keep_decoded(DECODED_BYTES // world if len(metrics) > 1 else 0)
+    scores = {m.name: score_images(m.spec, functools.partial(build, args, m, device), paths,
+                                   Path(args.out) / "scores", device, args.batch_size, read=read)
+              for m in metrics}
+    failed = [name for name, s in scores.items() if s is None]
+    if failed and args.require_all:
+        raise ValueError(f"metric {', '.join(failed)}: not scored, see above (--require-all)")
+    if len(failed) == len(scores):
+        raise ValueError("no metric could be scored; the reasons are printed above")
+    return {name: s for name, s in scores.items() if s is not None}
 
 
 def judged(scores: Scores, pairs: Pairs) -> np.ndarray:
     """Verdicts of one metric on all pairs."""
     return verdicts(scores.of(pairs.image1), scores.of(pairs.image2), pairs.score)
-
-
-# ------------------------------------------------------------------------- tables
 
 
 def accuracies(pairs: Pairs, scores: dict[str, Scores], seed: int, prefix: str = "") -> dict:
@@ -309,171 +384,170 @@ def accuracies(pairs: Pairs, scores: dict[str, Scores], seed: int, prefix: str =
     return columns
 
 
-def write_table(path: Path, rows: list[dict], first: list[str], notes: list[str], digits: int):
-    """CSV with notes in lines of #, the columns `first`, then the rows' others; also printed."""
-    fields = list(dict.fromkeys([*first, *(key for row in rows for key in row)]))
-    lines = [fields]
+# ------------------------------------------------------------------------- tables
+
+
+class Table(NamedTuple):
+    name: str  # of the file, without .csv
+    columns: str  # the paper's, which stand first
+    metrics: list[Metric]  # one row each
+    cells: dict[str, dict]  # {metric: {column: value}}; absent for a metric that failed
+    notes: list[str]  # lines above the header, the title first
+    digits: int = 2
+
+
+def tables_6_and_1(args: argparse.Namespace, train: Pairs, drawn: np.ndarray,
+                   scores: dict[str, Scores]) -> tuple[Table, Table]:
+    """Phase I (Sec. 3.1): all metrics, and the best seven, on the drawn pairs."""
+    cells = accuracies(train.take(drawn), scores, args.seed)
+    for name, s in scores.items():
+        cells[name]["seconds"] = s.seconds
+    ranked = sorted(args.metrics, key=lambda m: -cells.get(m.name, {}).get("accuracy_percent", -1))
+    top = [m for m in ranked if m.name in scores][:TOP]
+    how = "no model1, model2 in the manifest, drawn uniformly"
+    if train.models:
+        how = f"3 of each of {len(set(map(frozenset, train.models)))} comparisons of two models"
+    notes = [f"{len(drawn)} of the {len(train.score)} pairs of {args.pairs}: {how}", *PROTOCOL]
+    return (Table("table6", "pyiqa_name accuracy_percent", ranked, cells,
+                  ["Table 6, phase I", *notes]),
+            Table("table1", "metric pyiqa_name accuracy_percent", top, cells,
+                  [f"Table 1, phase I, the best {TOP}", *notes]))
+
+
+def phase2_table(args: argparse.Namespace, name: str, title: str, pairs: dict[str, Pairs],
+                 scores: dict[str, Scores]) -> Table:
+    """Tables 2 and 3: accuracy on the train and the test pairs, side by side."""
+    cells = {m: {} for m in scores}
+    for split, p in pairs.items():
+        for m, columns in accuracies(p, scores, args.seed, f"{split}_").items():
+            cells[m] |= columns
+    manifests = {"train": args.pairs, "test": args.pairs_test}
+    files = ", ".join(f"{split}: {path}" for split, path in manifests.items() if path)
+    return Table(name, "metric pyiqa_name train_accuracy_percent test_accuracy_percent",
+                 args.phase2_metrics, cells, [title, files, *PROTOCOL])
+
+
+def table_2(args: argparse.Namespace, pairs: dict[str, Pairs], scores: dict[str, Scores]) -> Table:
+    """Phase II (Sec. 3.1): all pairs."""
+    table = phase2_table(args, "table2", "Table 2, phase II, all pairs", pairs, scores)
+    for name, s in scores.items():
+        table.cells[name]["seconds"] = s.seconds
+    return table
+
+
+def table_3(args: argparse.Namespace, pairs: dict[str, Pairs], scores: dict[str, Scores]) -> Table:
+    """Phase II (Sec. 3.1): the other metrics on the pairs on which the reference fails."""
+    failed = {split: p.take(judged(scores[args.reference], p) == 0)
+              for split, p in pairs.items() if args.reference in scores}
+    others = {name: s for name, s in scores.items() if name != args.reference}
+    title = f"Table 3, phase II, pairs on which {args.reference} fails"
+    table = phase2_table(args, "table3", title, failed, others)
+    return table._replace(metrics=[m for m in table.metrics if m.name != args.reference])
+
+
+def table_4(args: argparse.Namespace, sets: Sets, scores: dict[str, Scores]) -> Table:
+    """Order within the sets that have a negative (Sec. 3.2), and Sec. 7.1's percentages."""
+    cells = {name: set_columns(s.of(sets.images), sets.labels, sets.total)
+             for name, s in scores.items()}
+    return Table("table4", "metric pyiqa_name src pm nm", args.phase2_metrics, cells, [
+        f"Table 4, {len(sets.labels)} sets with a negative of {sets.total} in {args.sets}",
+        "the original counts as similar, in columns _enhanced it is left out; src_sets: "
+        "where SRC is defined; failures: sets with an image not scored, left out",
+        "Sec. 7.1: negative: sets with a negative; negative_highest: those, of them, where "
+        "a negative has the highest quality; overall: the same, of all sets"], digits=4)
+
+
+def section_7_1(reference: str, columns: dict[str, float]) -> str:
+    return ("Section 7.1: {negative_percent:.1f} % of the sets have a negative; {0} ranks one "
+            "highest in {negative_highest_percent:.1f} % of those, {overall_percent:.1f} % of all"
+            .format(reference, **columns))
+
+
+def write_figure_2(args: argparse.Namespace, sets: Sets, quality: np.ndarray) -> None:
+    """figure2.csv: two Positives of a set, equal to people but not to the reference metric."""
+    rows = []
+    for i, *pair in separated_positives(quality, sets.labels):
+        files = [os.path.relpath(sets.images[i, k]) for k in pair]
+        low, high = quality[i, pair]
+        rows.append([sets.names[i], *files, f"{low:.4f}", f"{high:.4f}", f"{high - low:.4f}"])
+    header = ["set", "image1", "image2", "quality1", "quality2", "difference"]
+    reference = [m for m in args.phase2_metrics if m.name == args.reference]
+    write_csv(Path(args.out) / "figure2.csv", header, rows, [
+        "Fig. 2: two Positives of a set, furthest apart in quality, among the sets with a negative "
+        f"of {args.sets}; the largest difference first",
+        f"quality: {args.reference}", IMAGES, *provenance(args, reference)])
+
+
+def provenance(args: argparse.Namespace, metrics: list[Metric]) -> list[str]:
+    """Notes: the weights of these metrics, the seed and the packages."""
+    weights = [f"weights of {m.name}: {read_csv(file)[0][0]['weights']}"
+               for m in metrics if (file := weights_file(args, m)).is_file()]
+    packages = ", ".join(f"{p} {version(p)}" for p in ("torch", "pyiqa", "numpy"))
+    return [*weights, f"seed {args.seed}; Python {platform.python_version()}, {packages}"]
+
+
+def write_table(args: argparse.Namespace, table: Table) -> None:
+    """Write the CSV, notes in lines of # and the paper's columns first; print five columns."""
+    rows = [{"metric": DISPLAY.get(m.name, m.name), "pyiqa_name": m.name}
+            | table.cells.get(m.name, {}) for m in table.metrics]
+    fields = list(dict.fromkeys([*table.columns.split(), *(key for row in rows for key in row)]))
+    lines = []
     for row in rows:
         values = [row.get(field, "") for field in fields]
-        lines.append([("" if np.isnan(v) else f"{v:.{digits}f}") if isinstance(v, float) else str(v)
-                      for v in values])
-    write_csv(path, lines[0], lines[1:], notes)
-    print(f"\n{path}: {notes[0]}")
-    for line in lines:
+        lines.append([("" if np.isnan(v) else f"{v:.{table.digits}f}") if isinstance(v, float)
+                      else str(v) for v in values])
+    aliases = [f"{m.name} = {m.spec}" for m in dict.fromkeys(args.metrics + args.phase2_metrics)
+               if m.name != m.spec]
+    path = Path(args.out) / f"{table.name}.csv"
+    write_csv(path, fields, lines,
+              [*table.notes, IMAGES, *aliases, *provenance(args, table.metrics)])
+    print(f"\n{path}: {table.notes[0]}")
+    for line in (fields, *lines):
         print("  " + "".join(f"{text:<25}" for text in line[:5]).rstrip())
 
 
+# ------------------------------------------------------------------------- the script
+
+
 def main(args: argparse.Namespace) -> None:
-    rank, world, device = init_distributed()
+    rank, _, _ = init_distributed()
     torch.backends.cudnn.allow_tf32 = False  # it moves scores in the third digit
 
     # Inputs, all of them checked before anything is scored
-    columns = dict(c.partition("=")[::2] for c in args.columns)
-    if not set(columns) <= set(COLUMNS) or "" in columns.values():
-        raise ValueError(f"--columns {' '.join(args.columns)}: write {'=NAME '.join(COLUMNS)}=NAME")
-    if not (args.pairs or args.pairs_test or args.sets):
-        raise ValueError("nothing to analyse; give --pairs, --pairs-test or --sets")
-    if args.batch_size is not None and args.batch_size < 1:
-        raise ValueError(f"--batch-size {args.batch_size}: must be at least 1")
-    metrics = [parse_metric(t) for t in args.metrics or (METRICS if args.pairs else METRICS[:TOP])]
-    best = [parse_metric(t) for t in args.phase2_metrics or ()]
-    for names in ([m.name for m in metrics], [m.name for m in best or metrics]):
-        if len(set(names)) < len(names):
-            raise ValueError(f"--metrics {' '.join(names)}: a name twice; give one as ALIAS=NAME")
-    if args.reference not in names:
-        raise ValueError(f"--reference {args.reference}: not among {', '.join(names)}; name one")
-    images: dict[str, str] = {}
-    given = {"train": args.pairs, "test": args.pairs_test}
-    pairs = {split: read_pairs(path, columns, images) for split, path in given.items() if path}
-    members, labels = np.empty((0, 5), object), np.empty((0, 5), np.int8)
-    if args.sets:
-        sets = rank_zero_first(lambda: load_sets(args.sets))
-        if sets.labels is None:
-            raise ValueError(f"{args.sets}: has no labels; Table 4 needs HGGT's layout")
-        rows, root = np.flatnonzero((sets.labels == -1).any(1)), os.path.abspath(sets.root)
-        paths = [os.path.abspath(path) for i in rows for path in sets.paths[i]]
-        labels = sets.labels[rows]
-        members = np.array([add_image(images, path, root) for path in paths], object)
-        members = members.reshape(labels.shape)
-    out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
-
-    def weights_file(m: Metric) -> Path:
-        return out / "scores" / f"{cache_stem(m.spec)}.weights.txt"
-
-    def build(m: Metric) -> torch.nn.Module:
-        net = load_iqa(m.spec, device)
-        write_csv(weights_file(m), ["weights"], [[net.weights or "none"]])
-        return net
-
-    def score(metrics: list[Metric], *keys: np.ndarray) -> dict[str, Scores]:
-        wanted = {key: images[key] for array in keys for key in array.flat}
-        where = (wanted, out / "scores", device, args.batch_size, rank, world, gather,
-                 keep_decoded(DECODED_BYTES // world if len(metrics) > 1 else 0))
-        scores = {m.name: score_images(m.spec, functools.partial(build, m), *where)
-                  for m in metrics}
-        absent = [name for name, s in scores.items() if s is None]
-        scores = {name: s for name, s in scores.items() if s is not None}
-        if absent and args.require_all:
-            raise ValueError(f"metric {', '.join(absent)}: not scored, see above (--require-all)")
-        if not scores:
-            raise ValueError("no metric could be scored; each one's reason stands above")
-        return scores
-
-    made = ", ".join(f"{p} {version(p)}" for p in ("torch", "pyiqa", "numpy"))
-    made = f"seed {args.seed}; Python {platform.python_version()}, {made}"
-    own = [f"{m.name} = {m.spec}" for m in dict.fromkeys(metrics + best) if m.name != m.spec]
-    colour = "images: RGB, 8 bit, whole (no border cropped); quality up = better"
-
-    def weights(metrics: list[Metric]) -> list[str]:
-        files = {m.name: weights_file(m) for m in metrics}
-        return [f"weights of {name}: {read_csv(file)[0][0]['weights']}"
-                for name, file in files.items() if file.is_file()]
-
-    def table(name: str, metrics: list[Metric], cells: dict[str, dict], first: str, *notes: str,
-              digits: int = 2) -> None:
-        rows = [{"metric": DISPLAY.get(m.name, m.name), "pyiqa_name": m.name}
-                | cells.get(m.name, {}) for m in metrics]
-        if rank == 0:
-            write_table(out / f"{name}.csv", rows, first.split(),
-                        [*notes, colour, *own, *weights(metrics), made], digits)
-
-    protocol = (
-        "accuracy: share of the pairs on which the metric prefers the image that most raters do; "
-        "equal quality is a miss",
-        "ties: pairs with score 0.5, left out; failures: pairs with an image that could not be "
-        f"scored, left out; ci: 95 % bootstrap over the pairs, {RESAMPLES} resamples; seconds: the "
-        "metric's own time for all images of the phase",
-    )
+    resolve_args(args)
+    manifests = {"train": args.pairs, "test": args.pairs_test}
+    pairs = {split: read_pairs(path, args.columns) for split, path in manifests.items() if path}
+    sets = read_sets(args.sets) if args.sets else None
+    Path(args.out).mkdir(parents=True, exist_ok=True)
 
     # Phase I: a few pairs of every two models compared (Sec. 3.1; Tables 6 and 1)
-    if "train" in pairs:
-        train = pairs["train"]
+    if train := pairs.get("train"):
         drawn = draw_phase1(train.models, len(train.score), args.seed)
-        subset = train.take(drawn)
-        scores = score(metrics, subset.image1, subset.image2)
-        found = accuracies(subset, scores, args.seed)
-        for name, s in scores.items():
-            found[name]["seconds"] = s.seconds
-        ranked = sorted(metrics, key=lambda m: -found.get(m.name, {}).get("accuracy_percent", -1))
-        top = [m for m in ranked if m.name in scores][:TOP]
-        how = "no model1, model2 in the manifest, drawn uniformly"
-        if train.models:
-            how = f"3 of each of {len(set(map(frozenset, train.models)))} comparisons of two models"
-        notes = f"{len(drawn)} of the {len(train.score)} pairs of {args.pairs}: {how}", *protocol
-        first = "metric pyiqa_name accuracy_percent"
-        table("table6", ranked, found, "pyiqa_name accuracy_percent", "Table 6, phase I", *notes)
-        table("table1", top, found, first, f"Table 1, phase I, the best {TOP}", *notes)
-        best = best or top + [m for m in ranked if m.name == args.reference and m not in top]
-    best = best or metrics
+        scores = score_all(args, args.metrics, [train.image1[drawn], train.image2[drawn]])
+        table6, table1 = tables_6_and_1(args, train, drawn, scores)
+        if rank == 0:
+            write_table(args, table6)
+            write_table(args, table1)
+        if not args.phase2_metrics:
+            reference = [m for m in args.metrics if m.name == args.reference]
+            args.phase2_metrics = list(dict.fromkeys(table1.metrics + reference))
 
     # Phase II: all pairs; and, where the reference metric fails, the others (Tables 2 and 3)
-    scores = score(best, *(side for p in pairs.values() for side in p[:2]), members)
-    others = {name: s for name, s in scores.items() if name != args.reference}
-    found, hard = ({name: {} for name in scores} for _ in range(2))
-    for split, p in pairs.items():
-        for name, cells in accuracies(p, scores, args.seed, f"{split}_").items():
-            found[name] |= cells
-        if args.reference in scores:
-            failed = p.take(judged(scores[args.reference], p) == 0)
-            for name, cells in accuracies(failed, others, args.seed, f"{split}_").items():
-                hard[name] |= cells
-    for name, s in scores.items():
-        found[name]["seconds"] = s.seconds
-    if pairs:
-        first = "metric pyiqa_name train_accuracy_percent test_accuracy_percent"
-        where = ", ".join(f"{split}: {path}" for split, path in given.items() if path)
-        table("table2", best, found, first, "Table 2, phase II, all pairs", where, *protocol)
-        table("table3", [m for m in best if m.name != args.reference], hard, first,
-              f"Table 3, phase II, pairs on which {args.reference} fails", where, *protocol)
+    args.phase2_metrics = args.phase2_metrics or args.metrics
+    images = [image for p in pairs.values() for image in (p.image1, p.image2)]
+    images += [sets.images] if sets else []
+    scores = score_all(args, args.phase2_metrics, images)
+    if pairs and rank == 0:
+        write_table(args, table_2(args, pairs, scores))
+        write_table(args, table_3(args, pairs, scores))
 
-    # HGGT: order within the sets that have a negative (Sec. 3.2, Table 4; Sec. 7.1)
-    if args.sets:
-        found = {name: set_columns(s.of(members), labels, len(sets.names))
-                 for name, s in scores.items()}
-        table("table4", best, found, "metric pyiqa_name src pm nm",
-              f"Table 4, {len(labels)} sets with a negative of {len(sets.names)} in {args.sets}",
-              "the original counts as similar, in columns _enhanced it is left out; src_sets: "
-              "where SRC is defined; failures: sets with an image not scored, left out",
-              "Sec. 7.1: negative: sets with a negative; negative_highest: those, of them, where "
-              "a negative has the highest quality; overall: the same, of all sets", digits=4)
-        if rank == 0 and len(labels) and args.reference in found:
-            print("\nSection 7.1: {negative_percent:.1f} % of the sets have a negative; {0} ranks "
-                  "one highest in {negative_highest_percent:.1f} % of those, {overall_percent:.1f} "
-                  "% of all".format(args.reference, **found[args.reference]))
-            # Figure 2: equal to people, not to the metric
-            quality, lines = scores[args.reference].of(members), []
-            for i, *pair in separated_positives(quality, labels):
-                low, high = quality[i, pair]
-                files = [os.path.relpath(images[members[i, k]]) for k in pair]
-                lines.append([sets.names[rows[i]], *files, f"{low:.4f}", f"{high:.4f}",
-                              f"{high - low:.4f}"])
-            write_csv(out / "figure2.csv",
-                      ["set", "image1", "image2", "quality1", "quality2", "difference"], lines,
-                      ["Fig. 2: two Positives of a set, furthest apart in quality, among the sets "
-                       f"with a negative of {args.sets}; the largest difference first",
-                       f"quality: {args.reference}", colour,
-                       *weights([m for m in best if m.name == args.reference]), made])
+    # HGGT: order within the sets that have a negative (Sec. 3.2, 7.1; Table 4, Fig. 2)
+    if sets and rank == 0:
+        table4 = table_4(args, sets, scores)
+        write_table(args, table4)
+        if len(sets.labels) and args.reference in scores:
+            print("\n" + section_7_1(args.reference, table4.cells[args.reference]))
+            write_figure_2(args, sets, scores[args.reference].of(sets.images))
     cleanup()
 
 
@@ -494,13 +568,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--reference", default="musiq", metavar="NAME",
         help="metric on whose failures Table 3 compares the others (default: %(default)s)")
     add("--require-all", action="store_true",
-        help="fail where a metric cannot be scored, instead of leaving its row empty")
+        help="fail if a metric cannot be scored, instead of leaving its row empty")
     add("--batch-size", type=int, metavar="N",
         help="images of one size scored at a time, per process (default: 8 on a GPU, else 1)")
     add("--seed", type=int, default=0, metavar="N",
         help="of phase I's draw and the bootstrap (default: %(default)s)")
     add("--out", default="results/analysis", metavar="DIR",
-        help="tables, and scores/ (default: %(default)s)")
+        help="folder of the tables and of scores/ (default: %(default)s)")
     return parser.parse_args(argv)
 
 

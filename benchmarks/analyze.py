@@ -1,11 +1,11 @@
-"""Images per second of scoring (models/scores.py), one at a time and batched by size.
+"""Images per second of scoring (models/scores.py), one at a time and in batches of equal size.
 
     python -m benchmarks.analyze                   # one CPU core or one GPU, about a minute
 
-MUSIQ and the demo's Q, both with random weights; PNG photographs of two sizes in turns. An image is
-decoded once for each metric, by threads that are eight batches ahead; "decode" is that alone.
-Batches of one are the reference and run twice, the second time as the null arm. Writes
-results/analyze_cpu.csv, or the GPU's.
+MUSIQ and the demo's Q, both with random weights, score PNG photographs of two sizes in turn.
+Threads decode each image once for each metric, eight batches ahead; the variant "decode" does that
+alone. Batches of one are the baseline; it runs twice, and the baseline repeat shows the noise.
+Writes results/analyze_cpu.csv, or a file named after the GPU.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def random_q() -> nn.Module:
 
 
 def write_images(root: Path, count: int) -> dict[str, str]:
-    """{key: path} of `count` photographs, the sizes in turns."""
+    """{key: path} of `count` photographs, the sizes in turn."""
     for side in SIDES:
         write_sets(root / str(side), -(-count // (5 * len(SIDES))), side)
     paths = sorted(root.rglob("*.png"), key=lambda path: (path.name, path.parent.parent.name))
@@ -58,34 +58,34 @@ def main(args: argparse.Namespace) -> None:
         for name in METRICS:
             net = load_iqa(name, device)
             one = functools.partial(score, name, net, images, device, 1)
-            arms = {
-                "batch_1": one, "batch_1_null": one,
+            variants = {
+                "batch_1": one, "batch_1_repeat": one,
                 f"batch_{args.batch_size}": functools.partial(score, name, net, images, device,
                                                               args.batch_size),
-                "decode": lambda: list(
-                    read_batches(images, args.batch_size, read_or_error)),
+                "decode": lambda: list(read_batches(images, args.batch_size, read_or_error)),
             }
-            seconds = abba(arms, args.repeats, device)
-            base, decode = (np.array(seconds[arm]) for arm in ("batch_1", "decode"))
-            for arm, values in seconds.items():
+            seconds = abba(variants, args.repeats, device)
+            base, decode = (np.array(seconds[variant]) for variant in ("batch_1", "decode"))
+            for variant, values in seconds.items():
                 rows.append([
-                    name, arm, *spread(np.array(values) / n * 1000),
+                    name, variant, *spread(np.array(values) / n * 1000),
                     f"{n / np.median(values):.2f}", f"{np.median(base / values):.2f}",
                     f"{100 * np.median(decode) / np.median(values):.1f}"])
-    header = ["metric", "arm", "ms_per_image", "min", "max", "images_per_second", "times_batch_1",
-              "decode_percent"]
+    header = ["metric", "variant", "ms_per_image", "min", "max", "images_per_second",
+              "times_batch_1", "decode_percent"]
     time = "CPU time of all threads" if device == "cpu" else "time between two events"
     write_results("analyze", header, rows, device, [
         f"{n} PNG photographs of side {' and '.join(map(str, SIDES))}, random weights",
-        f"{time}, {args.repeats} times: median, minimum, maximum; batch_1_null: batch_1 itself"])
+        f"{time}, {args.repeats} times: median, minimum, maximum; batch_1_repeat: batch_1 again"])
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     add = parser.add_argument
-    add("--images", type=int, metavar="N", help="how many (default: 8, on a GPU 256)")
-    add("--batch-size", type=int, default=8, metavar="N", help="batched arm (default: %(default)s)")
-    add("--repeats", type=int, default=3, help="timed calls of each arm (default: %(default)s)")
+    add("--images", type=int, metavar="N", help="number of images (default: 8, on a GPU 256)")
+    add("--batch-size", type=int, default=8, metavar="N",
+        help="images, of the batched variant (default: %(default)s)")
+    add("--repeats", type=int, default=3, help="timed calls of each variant (default: %(default)s)")
     return parser.parse_args(argv)
 
 

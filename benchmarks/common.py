@@ -1,4 +1,4 @@
-"""What the benchmarks share: arms timed alternately, and CSV files that say where and how."""
+"""Shared by the benchmarks: variants timed in turn, and CSV files that say how they were made."""
 
 import os
 import platform
@@ -19,34 +19,34 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def abba(
-    arms: dict[str, Callable[[], object]], repeats: int, clock: str = "cpu"
+    variants: dict[str, Callable[[], object]], repeats: int, clock: str = "cpu"
 ) -> dict[str, list[float]]:
-    """Seconds per call of each arm, `repeats` of them, after one call that does not count.
+    """Seconds of `repeats` calls of each variant, after one call that does not count.
 
-    The arms take turns, forwards in even rounds and backwards in odd ones (A B B A), so that what
-    slows the machine down in between slows all alike. Give the reference twice, under two names:
-    what this null arm differs by is the noise of the comparison.
+    The variants take turns, forwards in even rounds and backwards in odd ones (A B B A), so that a
+    slower phase of the machine affects all of them alike. Give the baseline twice, under two names:
+    the difference of this baseline repeat is the noise of the comparison.
 
-    clock: "cpu", this process's CPU time over all threads, its children's not; "wall", the time
-    that passes; "cuda", between two events on the current GPU, the CPU's share included
+    clock: "cpu", CPU time of this process over all threads, without child processes; "wall",
+    elapsed time; "cuda", time between two events on the current GPU, waiting for the CPU included
     """
-    seconds: dict[str, list[float]] = {name: [] for name in arms}
-    for call in arms.values():
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for call in variants.values():
         call()
     for turn in range(repeats):
-        for name in list(arms)[:: -1 if turn % 2 else 1]:
+        for name in list(variants)[:: -1 if turn % 2 else 1]:
             if clock == "cuda":
                 start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
                 torch.cuda.synchronize()
                 start.record()
-                arms[name]()
+                variants[name]()
                 end.record()
                 torch.cuda.synchronize()
                 seconds[name].append(start.elapsed_time(end) / 1000)
             else:
                 now = {"cpu": time.process_time, "wall": time.perf_counter}[clock]
                 before = now()
-                arms[name]()
+                variants[name]()
                 seconds[name].append(now() - before)
     return seconds
 
@@ -60,9 +60,9 @@ def write_results(
     name: str, header: Sequence[str], rows: Sequence[Sequence], device: torch.device | str,
     notes: Sequence[str] = (),
 ) -> Path:
-    """Print the table and write results/NAME_DEVICE.csv; its head says where and how it was made.
+    """Print the table and write results/NAME_DEVICE.csv; its comments say how it was made.
 
-    device: "cpu", or a GPU, whose own name is then in the file's
+    device: "cpu", or a GPU, whose name becomes part of the file name
     """
     if torch.device(device).type == "cuda":
         processor = torch.cuda.get_device_name(device)

@@ -3,11 +3,11 @@
     python -m benchmarks.loader                    # photographs as 512 x 512 PNG, about 2 minutes
     python -m benchmarks.loader --data datasets/HGGT --steps-per-second 9.5
 
-The baseline does what is usual: decode all five ground truths to float with Pillow, degrade the
-full original with torch's convolution and interpolation, numpy's normal and Poisson numbers and
-Pillow's JPEG, then crop. It runs twice, the second time as the null arm, and once more with the
-project's own functions in all those places. Writes results/loader_cpu.csv. Files are read once
-before, so that no disk is timed.
+The baseline is the usual way: decode all five ground truths to float with Pillow, degrade the full
+original with torch's convolution and interpolation, numpy's normal and Poisson numbers and Pillow's
+JPEG, then crop. It runs twice (the baseline repeat shows the noise), and a third time with this
+project's functions for all those operations. A first call, which does not count, reads the files,
+so that the disk is not timed. Writes results/loader_cpu.csv.
 """
 
 import argparse
@@ -29,16 +29,16 @@ from benchmarks.common import abba, spread, write_results
 from benchmarks.photos import write_sets
 from models import degradations
 from models.cache import PixelCache
+from models.dataset import MultiGTDataset, StepBatchSampler
 from models.degradations import apply_degradation, degrade_patch, draw_degradation
 from models.distributed import keep_freed_memory, start_worker
-from models.dataset import MultiGTDataset, StepBatchSampler
-from models.hggt import load_sets, read_rgb
+from models.hggt import MultiGT, load_sets, read_rgb
 from models.samplers import sampling_weights
 from train_sr import PRESETS
 
 SAMPLERS = ("upos", "sma", "amo")
 SAMPLES, WORKER_SAMPLES = 24, 96  # per timed call
-# ASSUMED: 300,000 steps in 8.2 h and 13.8 h, what one H100 at 40 % of its bf16 rate needs with AMO
+# ASSUMED: an H100 at 40 % of its bf16 rate, with AMO: 300,000 steps in 8.2 h and in 13.8 h
 STEPS_PER_SECOND = {"swinir": 10.2, "rrdb": 6.0}
 
 
@@ -77,7 +77,7 @@ def plain_resize(
 def plain_noise(
     image: np.ndarray, noise: dict, rng: np.random.Generator, levels_of: object
 ) -> np.ndarray:
-    """degradations._add_noise with a normal number or a Poisson count per value."""
+    """degradations._add_noise by numpy, a normal number or a Poisson count for each value."""
     gray = noise["gray"]
     if noise["kind"] == "gaussian":
         shape = (*image.shape[:2], 1 if gray else 3)
@@ -103,17 +103,17 @@ OWN = {name: getattr(degradations, name) for name in PLAIN}
 
 
 def baseline_sample(
-    draws: MultiGTDataset, setting: str, read: Callable, operations: dict, draw: int
+    dataset: MultiGTDataset, setting: str, read: Callable, operations: dict, draw: int
 ) -> dict[str, torch.Tensor]:
-    """The sample of a draw with all five GTs, decoded and degraded as a whole, then cropped."""
-    index, size = draws.set_of(draw), draws.patch_size
-    rng = np.random.default_rng((draws.seed, draw))
-    decoded = [read(path) for path in draws.paths[index]]
+    """A draw's sample with all five GTs; whole images are decoded and degraded, then cropped."""
+    index, size = dataset.set_of(draw), dataset.patch_size
+    rng = np.random.default_rng((dataset.seed, draw))
+    decoded = [read(path) for path in dataset.paths[index]]
     images = [image.astype(np.float32) / 255 for image in decoded]
     with mock.patch.multiple(degradations, **operations):
         full = apply_degradation(decoded[0], draw_degradation(rng, setting), rng)
     full = full.astype(np.float32) / 255
-    height, width = draws.sizes[index]
+    height, width = dataset.sizes[index]
     top, left = (int(rng.integers((n - size) // 4 + 1)) for n in (height, width))
     lq = full[top : top + size // 4, left : left + size // 4]
     gts = [x[4 * top : 4 * top + size, 4 * left : 4 * left + size] for x in images]
@@ -123,8 +123,8 @@ def baseline_sample(
             "gts": torch.from_numpy(np.ascontiguousarray(np.stack(gts).transpose(0, 3, 1, 2)))}
 
 
-def make_draws(sets, pixels: PixelCache) -> dict[tuple[str, str, bool], MultiGTDataset]:
-    """{(net, sampler, cached): its samples}; labels and qualities are random."""
+def make_datasets(sets: MultiGT, pixels: PixelCache) -> dict[tuple[str, str, bool], MultiGTDataset]:
+    """{(net, sampler, cached): dataset}; labels and qualities are random."""
     rng, shape = np.random.default_rng(0), (len(sets.names), len(sets.paths[0]))
     labels = np.where(np.arange(shape[1]) == 0, 0, rng.choice([1, 1, 0, -1], shape))
     labels[:, -1] = 1  # no set without a positive
@@ -139,73 +139,80 @@ def make_draws(sets, pixels: PixelCache) -> dict[tuple[str, str, bool], MultiGTD
     }
 
 
-def load(draws: MultiGTDataset, workers: int) -> None:
-    """As in training, from the start of the workers on."""
-    for _ in DataLoader(draws, batch_sampler=StepBatchSampler(1, WORKER_SAMPLES // 4, 4, 0, 1),
+def load(dataset: MultiGTDataset, workers: int) -> None:
+    """Load as in training; starting the workers is included."""
+    for _ in DataLoader(dataset, batch_sampler=StepBatchSampler(1, WORKER_SAMPLES // 4, 4, 0, 1),
                         num_workers=workers, worker_init_fn=start_worker,
                         multiprocessing_context="fork"):
         pass
 
 
+def time_one_core(net: str, datasets: dict, repeats: int, wanted: float) -> list[list]:
+    """Rows: the baseline and every sampler in this process; wanted: samples/s that a GPU takes."""
+    setting = PRESETS[net]["degradation"]
+    baseline = functools.partial(baseline_sample, datasets[net, "amo", False], setting)
+    variants = {"baseline": functools.partial(baseline, plain_read, PLAIN),
+                "baseline_repeat": functools.partial(baseline, plain_read, PLAIN),
+                "own_operations": functools.partial(baseline, read_rgb, OWN)}
+    for sampler in SAMPLERS:
+        for cached in (False, True):
+            variants[sampler + "_cache" * cached] = datasets[net, sampler, cached].__getitem__
+    seconds = abba({name: lambda one=one: [one(draw) for draw in range(SAMPLES)]
+                    for name, one in variants.items()}, repeats)
+    base, rows = np.array(seconds["baseline"]), []
+    for name, values in seconds.items():
+        rate = SAMPLES / np.median(values)
+        rows.append([setting, name, 0, *spread(np.array(values) / SAMPLES * 1000), f"{rate:.1f}",
+                     f"{np.median(base / values):.2f}", f"{wanted / rate:.1f}"])
+    return rows
+
+
+def time_workers(datasets: dict, repeats: int) -> list[list]:
+    """Rows: one and two workers of a DataLoader, in elapsed time."""
+    variants = {(sampler + "_cache" * cached, workers):
+                functools.partial(load, datasets["swinir", sampler, cached], workers)
+                for sampler in ("upos", "amo") for cached in (False, True) for workers in (1, 2)}
+    return [["one_round", name, workers, *spread(np.array(values) / WORKER_SAMPLES * 1000),
+             f"{WORKER_SAMPLES / np.median(values):.1f}", "", ""]
+            for (name, workers), values in abba(variants, repeats, "wall").items()]
+
+
 def main(args: argparse.Namespace) -> None:
-    torch.set_num_threads(1)  # these two as in a DataLoader's worker
+    torch.set_num_threads(1)  # this and the next line as in a DataLoader's worker
     keep_freed_memory()
+    steps = {net: args.steps_per_second or usual for net, usual in STEPS_PER_SECOND.items()}
     with tempfile.TemporaryDirectory() as folder:
         root = args.data or folder + "/photos"
         if not args.data:
             write_sets(Path(root), 8)
         sets = load_sets(root)
         pixels = PixelCache(args.cache or folder, root, sets.paths, sets.sizes, read_rgb)
-        every = make_draws(sets, pixels)
-        header = ["setting", "arm", "workers", "ms_per_sample", "min", "max", "samples_per_second",
-                  "times_baseline", "cores_for_gpu"]
-        rows = []
-        for net, usual in STEPS_PER_SECOND.items():
-            setting = PRESETS[net]["degradation"]
-            wanted = (args.steps_per_second or usual) * PRESETS[net]["batch_size"]  # samples/s
-            naive = functools.partial(baseline_sample, every[net, "amo", False], setting)
-            arms = {"baseline": functools.partial(naive, plain_read, PLAIN),
-                    "baseline_null": functools.partial(naive, plain_read, PLAIN),
-                    "own_operations": functools.partial(naive, read_rgb, OWN)}
-            for sampler in SAMPLERS:
-                for cached in (False, True):
-                    arms[sampler + "_cache" * cached] = every[net, sampler, cached].__getitem__
-            seconds = abba({name: lambda one=one: [one(draw) for draw in range(SAMPLES)]
-                            for name, one in arms.items()}, args.repeats)
-            base = np.array(seconds["baseline"])
-            for name, values in seconds.items():
-                rate = SAMPLES / np.median(values)
-                rows.append([setting, name, 0, *spread(np.array(values) / SAMPLES * 1000),
-                             f"{rate:.1f}", f"{np.median(base / values):.2f}",
-                             f"{wanted / rate:.1f}"])
-        # Through the DataLoader, by the clock on the wall
-        arms = {(sampler + "_cache" * cached, workers):
-                functools.partial(load, every["swinir", sampler, cached], workers)
-                for sampler in ("upos", "amo") for cached in (False, True) for workers in (1, 2)}
-        for (name, workers), values in abba(arms, max(1, args.repeats // 2), "wall").items():
-            rows.append(["one_round", name, workers,
-                         *spread(np.array(values) / WORKER_SAMPLES * 1000),
-                         f"{WORKER_SAMPLES / np.median(values):.1f}", "", ""])
-    rates = "; ".join(f"{PRESETS[net]['degradation']}: {args.steps_per_second or usual} steps/s of "
-                      f"{PRESETS[net]['batch_size']}" for net, usual in STEPS_PER_SECOND.items())
+        datasets, rows = make_datasets(sets, pixels), []
+        for net, rate in steps.items():
+            rows += time_one_core(net, datasets, args.repeats, rate * PRESETS[net]["batch_size"])
+        rows += time_workers(datasets, max(1, args.repeats // 2))
+    rates = "; ".join(f"{PRESETS[net]['degradation']}: {rate} steps/s of "
+                      f"{PRESETS[net]['batch_size']}" for net, rate in steps.items())
+    header = ["setting", "variant", "workers", "ms_per_sample", "min", "max", "samples_per_second",
+              "times_baseline", "cores_for_gpu"]
     write_results("loader", header, rows, "cpu", [
         "512x512 PNG photographs" if not args.data else args.data,
         f"workers 0: CPU time of one core, {args.repeats} times {SAMPLES} samples: median, "
-        f"minimum, maximum; else wall time of {WORKER_SAMPLES} samples by that many processes",
+        f"minimum, maximum; else elapsed time of {WORKER_SAMPLES} samples by that many processes",
         "baseline: Pillow decodes five to float, the full original is degraded with torch's "
         "convolution and interpolation, numpy's noise and Pillow's JPEG, then cropped; "
-        "baseline_null: itself; own_operations: decoded and degraded by ours",
-        f"cores_for_gpu: that feed a GPU of {rates}"])
+        "baseline_repeat: baseline again; own_operations: the same with this project's functions",
+        f"cores_for_gpu: cores that feed a GPU of {rates}"])
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     add = parser.add_argument
     add("--data", metavar="DIR", help="multi-GT folder (default: photographs of scikit-image)")
-    add("--cache", metavar="DIR", help="as train_sr.py's (default: a temporary folder)")
-    add("--repeats", type=int, default=4, help="timed calls of each arm (default: %(default)s)")
+    add("--cache", metavar="DIR", help="folder, as train_sr.py --cache (default: a temporary one)")
+    add("--repeats", type=int, default=4, help="timed calls of each variant (default: %(default)s)")
     add("--steps-per-second", type=float, metavar="N",
-        help="rate of the GPU to be fed (default: 10.2 SwinIR, 6.0 RRDB, an H100's by arithmetic)")
+        help="training steps of the GPU (default: an estimate for an H100, 10.2 SwinIR, 6.0 RRDB)")
     return parser.parse_args(argv)
 
 

@@ -1,4 +1,4 @@
-"""Photographs as multi-ground-truth sets, for the benchmarks: noise would decode more slowly."""
+"""Photographs as multi-GT sets, for the benchmarks; images of noise would decode more slowly."""
 
 from pathlib import Path
 
@@ -12,10 +12,10 @@ PHOTOS = ("astronaut.png", "coffee.png", "motorcycle_left.png", "rocket.jpg", "r
 
 
 def write_sets(root: Path, count: int, side: int = 512) -> None:
-    """ROOT/{original,01,02,03,04}: `count` sets, PNG, side x side; the members differ in sharpness.
+    """Write `count` sets to ROOT/{original,01,02,03,04}: PNG, side x side, of rising sharpness.
 
-    The photographs are reduced or enlarged until their shorter side is 0 to 20 % above `side`, then
-    cropped in the middle or, at every second turn through them, at the top left and mirrored.
+    Each photograph is resized until its shorter side is 0 to 20 % above `side`, then cropped in the
+    middle. Every second pass through the photographs crops at the top left instead and mirrors.
     """
     for i in range(count):
         turn, photo = divmod(i, len(PHOTOS))

@@ -1,14 +1,14 @@
-"""Times one training step, as train_sr.fit takes it, and its parts: both networks, with and
-without AMO.
+"""Time of a training step (train_sr.py) and of its parts, for both networks, with and without AMO.
 
     python -m benchmarks.step                        # on a GPU: the paper's share of one of four
-    python -m benchmarks.step --net swinir --arms compile sdpa
+    python -m benchmarks.step --net swinir --variants compile sdpa
     python -m benchmarks.step --argmax 200           # how often bf16 scores would flip AMO's choice
 
-Weights are random, of the paper's sizes (MUSIQ and VGG19 as well); images are photographs. The
-parts are timed one by one; "load, degrade" is one worker's CPU time, which the GPU does not wait
-for as long as there are enough workers. Every arm differs from the reference, "amo", in what its
-name says; "amo again" is the reference itself (null arm): its ratio is the comparison's noise.
+All networks, MUSIQ and VGG19 included, have the paper's sizes and random weights; images are
+photographs. Each variant differs from the baseline, "amo", in what its name says. "amo again" is
+the baseline repeat: its ratio is the noise of the comparison. Parts are timed one by one. "load,
+degrade" is the CPU time of one worker; a GPU waits for it only if there are too few workers.
+Writes results/step_cpu.csv, or a file named after the GPU.
 """
 
 import argparse
@@ -31,27 +31,27 @@ import train_sr
 from benchmarks.common import abba, spread, write_results
 from benchmarks.photos import write_sets
 from models import swinir
+from models.dataset import MultiGTDataset
 from models.degradations import degrade_patch
 from models.discriminator import UNetDiscriminatorSN
-from models.dataset import MultiGTDataset
 from models.hggt import load_sets, read_rgb
 from models.iqa import load_iqa
 from models.losses import VGG19_LAYERS, VGG19_WEIGHTS, VGG19Loss, gan_loss_g
 from models.samplers import choose_argmax, sampling_weights
 
-ARMS = ("upos", "contiguous", "unfused", "sdpa", "bf16", "compile", "autotune", "tf32")
-GPU_ARMS = ("bf16", "compile", "autotune", "tf32")
-HEADER = ["net", "arm", "batch", "patch", "seconds", "min", "max", "ratio", "tflop", "tflop_per_s",
-          "peak_mib", "hours_300k", "max_abs_difference"]
+VARIANTS = ("upos", "contiguous", "unfused", "sdpa", "bf16", "compile", "autotune", "tf32")
+GPU_VARIANTS = ("bf16", "compile", "autotune", "tf32")
+HEADER = ["net", "variant", "batch", "patch", "seconds", "min", "max", "ratio", "tflop",
+          "tflop_per_s", "peak_mib", "hours_300k", "max_abs_difference"]
 
 
 class Step:
-    """A training step, ready to be called; `changes` are those of its arm."""
+    """A training step to be called; `changes`: of VARIANTS, those that it has."""
 
     def __init__(self, args: argparse.Namespace, net: str, batch: dict, changes: frozenset):
         device = args.device
         self.args = train_sr.parse_args(["--net", net])
-        # bf16 is the default on a GPU, fp32 on a CPU; the arm "bf16" is the other way round.
+        # Default: bf16 on a GPU, fp32 on a CPU; the variant "bf16" is the other way round
         self.args.bf16 = (device.type == "cuda") != ("bf16" in changes)
         self.amo = "upos" not in changes
         layout = torch.contiguous_format if "contiguous" in changes else torch.channels_last
@@ -89,12 +89,13 @@ class Step:
 
     @torch.no_grad()
     def output(self) -> Tensor:
-        """What the untrained network gives, to compare the arms by."""
+        """Output of the untrained network, to compare the variants."""
         set_flags(self.autotune, self.tf32)
         with self.autocast(), with_sdpa() if self.sdpa else contextlib.nullcontext():
             return self.forward(self.images()[0]).float()
 
     def parts(self) -> dict[str, Callable[[], object]]:
+        """The parts of a step, each to be timed alone."""
         lq, gts = self.images()
         gt = gts[:, 0].contiguous()
         sr = self.output().requires_grad_()
@@ -123,7 +124,7 @@ def set_flags(autotune: bool = False, tf32: bool = False) -> None:
 
 @contextlib.contextmanager
 def with_sdpa():
-    """SwinIR's attention through F.scaled_dot_product_attention, the bias as its mask."""
+    """SwinIR's attention by F.scaled_dot_product_attention, with the bias as its mask."""
 
     def forward(self: swinir.WindowAttention, x: Tensor, mask: Tensor | None) -> Tensor:
         b, n, t, c = x.shape
@@ -157,7 +158,7 @@ def random_vgg19() -> dict[str, Tensor]:
 
 
 def peak_mib(call: Callable[[], object], device: torch.device) -> float:
-    """Memory that a call takes beyond what is held before it; on a CPU resident, Linux only."""
+    """Peak memory of a call, above what is held before it; on a CPU resident memory, Linux only."""
     if device.type == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
@@ -171,7 +172,7 @@ def peak_mib(call: Callable[[], object], device: torch.device) -> float:
         return int(status.read_text().split(f"{key}:")[1].split()[0]) / 2**10
 
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # sets the peak back
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = mib("VmRSS")
     call()
     return mib("VmHWM") - before
@@ -183,37 +184,25 @@ def tflop(call: Callable[[], object]) -> float:
     return counter.get_total_flops() / 1e12
 
 
-def reward_arms(args: argparse.Namespace, batch: int) -> dict[str, Callable[[], object]]:
-    """Eq. 5's term and its gradient: at once, again (null arm), and with --checkpoint-reward."""
-    reward = load_iqa("models.iqa:random_musiq", args.device, differentiable=True)
-    sr = torch.rand(batch, 3, args.patch_size, args.patch_size, device=args.device)
-
-    def gradient(one_by_one: bool) -> None:
-        train_sr.score_reward(reward, sr.requires_grad_(), one_by_one).mean().backward()
-
-    return {name: functools.partial(gradient, name == "one by one")
-            for name in ("at once", "at once again", "one by one")}
-
-
-def make_draws(root: Path, net: str, patch: int, amo: bool) -> MultiGTDataset:
+def make_dataset(root: Path, net: str, patch: int, amo: bool) -> MultiGTDataset:
     sets = load_sets(root)
     shape = (len(sets.names), len(sets.paths[0]))
     weights = None if amo else sampling_weights("rand", None, None, 1, shape)
     setting = train_sr.PRESETS[net]["degradation"]
     return MultiGTDataset(sets.paths, sets.sizes, weights, patch, 0, read_rgb,
-                 functools.partial(degrade_patch, setting=setting))
+                          functools.partial(degrade_patch, setting=setting))
 
 
 @torch.no_grad()
 def argmax_flips(root: Path, count: int, patch: int, device: torch.device) -> list[str]:
-    """AMO's choice by float32 scores against rough ones, over `count` draws."""
-    draws = make_draws(root, "swinir", patch, True)
+    """How often AMO's choice by rounded scores differs from that by float32, over `count` draws."""
+    dataset = make_dataset(root, "swinir", patch, True)
     iqa = load_iqa("models.iqa:random_musiq", device)
     lines = []
     for how in ("bf16", "tf32") if device.type == "cuda" else ("bf16",):
         flips, moved = 0, []
         for draw in range(count):
-            gts = torch.from_numpy(draws[draw]["gts"]).to(device).float() / 255
+            gts = torch.from_numpy(dataset[draw]["gts"]).to(device).float() / 255
             set_flags()
             exact = iqa(gts)
             set_flags(tf32=how == "tf32")
@@ -227,60 +216,72 @@ def argmax_flips(root: Path, count: int, patch: int, device: torch.device) -> li
     return lines
 
 
+def time_net(args: argparse.Namespace, net: str, root: Path, variants: list[str]) -> list[list]:
+    """Rows of one network: a step of the baseline and of each variant, then the parts of a step."""
+    cuda = args.device.type == "cuda"
+    size = args.batch_size or ({"swinir": 8, "rrdb": 12}[net] if cuda else 1)
+    dataset = make_dataset(root, net, args.patch_size, True)
+    batch = default_collate([dataset[n] for n in range(size)])
+    steps = {name: Step(args, net, batch, frozenset()) for name in ("amo", "amo again")}
+    steps |= {name: Step(args, net, batch, frozenset([name]))
+              for name in variants if net == "swinir" or name != "sdpa"}
+    output = steps["amo"].output()
+    moved = {name: (step.output() - output).abs().max().item() for name, step in steps.items()}
+    flop = {name: tflop(steps[name]) for name in ("amo", "upos") if name in steps}
+    peak = {name: peak_mib(step, args.device) for name, step in steps.items()}
+    seconds, rows = abba(steps, args.repeats, "cuda" if cuda else "wall"), []
+    baseline = statistics.median(seconds["amo"])
+    for name, values in seconds.items():
+        median, flops = statistics.median(values), flop.get(name, flop["amo"])
+        rows.append([net, name, size, args.patch_size, *spread(values),
+                     f"{median / baseline:.3f}", f"{flops:.3f}", f"{flops / median:.3f}",
+                     f"{peak[name]:.0f}", f"{median * 300_000 / 3600:.1f}", f"{moved[name]:.2g}"])
+    parts = abba(steps["amo"].parts(), args.repeats, "cuda" if cuda else "wall")
+    single = make_dataset(root, net, args.patch_size, False)
+    parts |= abba({f"load, degrade ({sampler}), one worker": lambda d=d: [d[n] for n in range(size)]
+                   for sampler, d in (("amo", dataset), ("upos", single))}, args.repeats)
+    for part, values in parts.items():
+        rows.append([net, f"part: {part}", size, args.patch_size, *spread(values),
+                     f"{statistics.median(values) / baseline:.3f}", *[""] * 5])
+    return rows
+
+
+def time_reward(args: argparse.Namespace) -> list[list]:
+    """Rows: the term of Eq. 5 and its gradient: at once, again, and with --checkpoint-reward."""
+    cuda = args.device.type == "cuda"
+    size = args.batch_size or (8 if cuda else 4)
+    reward = load_iqa("models.iqa:random_musiq", args.device, differentiable=True)
+    sr = torch.rand(size, 3, args.patch_size, args.patch_size, device=args.device)
+
+    def gradient(one_by_one: bool) -> None:
+        train_sr.score_reward(reward, sr.requires_grad_(), one_by_one).mean().backward()
+
+    variants = {name: functools.partial(gradient, name == "one by one")
+                for name in ("at once", "at once again", "one by one")}
+    peak = {name: peak_mib(call, args.device) for name, call in variants.items()}
+    seconds = abba(variants, args.repeats, "cuda" if cuda else "wall")
+    baseline = statistics.median(seconds["at once"])
+    return [["MUSIQ as reward", name, size, args.patch_size, *spread(values),
+             f"{statistics.median(values) / baseline:.3f}", "", "", f"{peak[name]:.0f}", "", ""]
+            for name, values in seconds.items()]
+
+
 def main(args: argparse.Namespace) -> None:
     args.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     cuda = args.device.type == "cuda"
-    arms = [a for a in args.arms or ARMS if args.arms or cuda or a not in GPU_ARMS]
+    variants = args.variants or [v for v in VARIANTS if cuda or v not in GPU_VARIANTS]
     rows, notes = [], []
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        write_sets(root, 8)
+        write_sets(Path(folder), 8)
         for net in args.net:
-            size = args.batch_size or ({"swinir": 8, "rrdb": 12}[net] if cuda else 1)
-            draws = make_draws(root, net, args.patch_size, True)
-            batch = default_collate([draws[n] for n in range(size)])
-            steps = {"amo": Step(args, net, batch, frozenset())}
-            steps["amo again"] = Step(args, net, batch, frozenset())
-            for arm in arms:
-                if net == "swinir" or arm != "sdpa":
-                    steps[arm] = Step(args, net, batch, frozenset([arm]))
-            right = steps["amo"].output()
-            moved = {k: (s.output() - right).abs().max().item() for k, s in steps.items()}
-            flop = {k: tflop(steps[k]) for k in ("amo", "upos") if k in steps}
-            peak = {k: peak_mib(s, args.device) for k, s in steps.items()}
-            seconds = abba(steps, args.repeats, "cuda" if cuda else "wall")
-            reference = statistics.median(seconds["amo"])
-            for arm, values in seconds.items():
-                median, flops = statistics.median(values), flop.get(arm, flop["amo"])
-                rows.append([net, arm, size, args.patch_size, *spread(values),
-                             f"{median / reference:.3f}", f"{flops:.3f}", f"{flops / median:.3f}",
-                             f"{peak[arm]:.0f}", f"{median * 300_000 / 3600:.1f}",
-                             f"{moved[arm]:.2g}"])
-            parts = abba(steps["amo"].parts(), args.repeats, "cuda" if cuda else "wall")
-            single = make_draws(root, net, args.patch_size, False)
-            parts |= abba({
-                f"load, degrade ({kind}), one worker": lambda d=d, n=size: [d[i] for i in range(n)]
-                for kind, d in (("amo", draws), ("upos", single))
-            }, args.repeats)  # fmt: skip
-            for part, values in parts.items():
-                rows.append([net, f"part: {part}", size, args.patch_size, *spread(values),
-                             f"{statistics.median(values) / reference:.3f}", *[""] * 5])
-        size = args.batch_size or (8 if cuda else 4)
-        reward = reward_arms(args, size)
-        peak = {k: peak_mib(call, args.device) for k, call in reward.items()}
-        seconds = abba(reward, args.repeats, "cuda" if cuda else "wall")
-        for arm, values in seconds.items():
-            ratio = statistics.median(values) / statistics.median(seconds["at once"])
-            rows.append(["MUSIQ as reward", arm, size, args.patch_size, *spread(values),
-                         f"{ratio:.3f}", "", "", f"{peak[arm]:.0f}", "", ""])
+            rows += time_net(args, net, Path(folder), variants)
+        rows += time_reward(args)
         if args.argmax:
-            notes += argmax_flips(root, args.argmax, args.patch_size, args.device)
+            notes = argmax_flips(Path(folder), args.argmax, args.patch_size, args.device)
     write_results("step", HEADER, rows, args.device, [
-        f"seconds: one step, median of {args.repeats}, arms in turn, "
-        + ("by CUDA events" if cuda else "by the clock")
-        + "; tflop: counted by torch; max_abs_difference: of the untrained G's output",
-        *notes,
-    ])  # fmt: skip
+        f"seconds: one step, median of {args.repeats}, variants in turn, "
+        + ("by CUDA events" if cuda else "elapsed time")
+        + "; tflop: counted by torch; max_abs_difference: of the untrained G's output", *notes])
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -290,14 +291,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--net", nargs="+", choices=("swinir", "rrdb"), default=["swinir", "rrdb"], help="networks")
-    add("--arms", nargs="+", choices=ARMS,
-        help="what to compare with the reference, besides itself; upos: no Q; bf16: bf16 where it "
-        "is not the default, else none; autotune: cudnn.benchmark; tf32: of Q, and of the networks "
-        f"where they are float32 (default: all, on a CPU all but {', '.join(GPU_ARMS)})")
-    add("--batch-size", type=int, help="of one process (default: the paper's 8 and 12; 1 on a CPU)")
+    add("--variants", nargs="+", choices=VARIANTS,
+        help="what to compare with the baseline; upos: no Q; bf16: bf16 where it is not the "
+        "default, else fp32; autotune: cudnn.benchmark; tf32: of Q, and of the networks where they "
+        f"are fp32 (default: all, on a CPU all but {', '.join(GPU_VARIANTS)})")
+    add("--batch-size", type=int, metavar="N",
+        help="images per process (default: the paper's 8 and 12; 1 on a CPU)")
     add("--patch-size", type=int, default=256, help="GT pixels per side")
-    add("--repeats", type=int, default=5, help="timed steps per arm")
-    add("--argmax", type=int, default=0, metavar="N", help="count flips over N draws as well")
+    add("--repeats", type=int, default=5, help="timed steps per variant")
+    add("--argmax", type=int, default=0, metavar="N", help="also count flips over N draws")
     return parser.parse_args(argv)
 
 

@@ -1,10 +1,11 @@
-"""How far an image in tiles is from the whole one, for the demo's and the paper's networks.
+"""How much an image enlarged in tiles differs from the whole one, for every --net.
 
     python -m benchmarks.tiles        # random weights, scikit-image's astronaut
     python -m benchmarks.tiles --ckpt swinir.pth --crop 256 --tile 128
 
-Writes results/tiles_cpu.csv: the largest and the mean difference of the output, in [0, 1], the
-largest where no two tiles overlap, and the share of 8-bit values that change.
+Writes results/tiles_cpu.csv: the largest and the mean difference of the output, in [0, 1]; the
+largest difference where no two tiles overlap; the share of 8-bit values that change, and by how
+much at most.
 """
 
 import argparse
@@ -14,8 +15,9 @@ from skimage import data
 from torch import Tensor, nn
 
 from benchmarks.common import write_results
-from evaluate import load_net, to_8bit
+from models.metrics import to_8bit
 from models.tiles import OVERLAP, spans, upscale
+from models.weights import load_net
 from train_sr import PRESETS
 
 HEADER = ["network", "crop", "tile", "largest", "mean", "largest_outside_overlaps",
@@ -23,7 +25,7 @@ HEADER = ["network", "crop", "tile", "largest", "mean", "largest_outside_overlap
 
 
 def outside(side: int, tile: int, scale: int = 4) -> Tensor:
-    """Which of scale * side positions along an axis only one tile covers."""
+    """Bool (scale * side,): whether only one tile covers the output position along an axis."""
     covered = torch.zeros(side)
     for start, end in spans(side, tile):
         covered[start:end] += 1
@@ -46,9 +48,9 @@ def compare(name: str, net: nn.Module, crop: int, tile: int) -> list[str]:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     add = parser.add_argument
-    add("--ckpt", nargs="*", default=[], metavar="FILE", help="checkpoints, in place of presets")
-    add("--crop", type=int, help="LQ pixels per side (default: 256, of the paper's sizes 128)")
-    add("--tile", type=int, help="LQ pixels per side (default: 128, of the paper's sizes 96)")
+    add("--ckpt", nargs="*", default=[], metavar="FILE", help="checkpoints, instead of the presets")
+    add("--crop", type=int, help="LQ pixels per side (default: 256; 128 for the paper's networks)")
+    add("--tile", type=int, help="LQ pixels per side (default: 128; 96 for the paper's networks)")
     return parser.parse_args(argv)
 
 
