@@ -108,12 +108,12 @@ def baseline_sample(
     """A draw's sample with all five GTs; whole images are decoded and degraded, then cropped."""
     index, size = dataset.set_of(draw), dataset.patch_size
     rng = np.random.default_rng((dataset.seed, draw))
-    decoded = [read(path) for path in dataset.paths[index]]
+    decoded = [read(path) for path in dataset.sets.paths[index]]
     images = [image.astype(np.float32) / 255 for image in decoded]
     with mock.patch.multiple(degradations, **operations):
         full = apply_degradation(decoded[0], draw_degradation(rng, setting), rng)
     full = full.astype(np.float32) / 255
-    height, width = dataset.sizes[index]
+    height, width = dataset.sets.sizes[index]
     top, left = (int(rng.integers((n - size) // 4 + 1)) for n in (height, width))
     lq = full[top : top + size // 4, left : left + size // 4]
     gts = [x[4 * top : 4 * top + size, 4 * left : 4 * left + size] for x in images]
@@ -131,8 +131,7 @@ def make_datasets(sets: MultiGT, pixels: PixelCache) -> dict[tuple[str, str, boo
     quality = rng.uniform(30, 70, shape)
     return {
         (net, sampler, cached): MultiGTDataset(
-            sets.paths, sets.sizes, sampling_weights(sampler, labels, quality, 10.0, shape), 256, 0,
-            read_rgb,
+            sets, sampling_weights(sampler, labels, quality, 10.0, shape), 256, 0,
             functools.partial(degrade_patch, setting=PRESETS[net]["degradation"]),
             cache=pixels if cached else None)
         for net in STEPS_PER_SECOND for sampler in SAMPLERS for cached in (False, True)
@@ -186,7 +185,7 @@ def main(args: argparse.Namespace) -> None:
         if not args.data:
             write_sets(Path(root), 8)
         sets = load_sets(root)
-        pixels = PixelCache(args.cache or folder, root, sets.paths, sets.sizes, read_rgb)
+        pixels = PixelCache(args.cache or folder, sets)
         datasets, rows = make_datasets(sets, pixels), []
         for net, rate in steps.items():
             rows += time_one_core(net, datasets, args.repeats, rate * PRESETS[net]["batch_size"])

@@ -30,11 +30,12 @@ from torch.utils.flop_counter import FlopCounterMode
 import train_sr
 from benchmarks.common import abba, spread, write_results
 from benchmarks.photos import write_sets
+from finetune_lora import OneByOne
 from models import swinir
 from models.dataset import MultiGTDataset
 from models.degradations import degrade_patch
 from models.discriminator import UNetDiscriminatorSN
-from models.hggt import load_sets, read_rgb
+from models.hggt import load_sets
 from models.iqa import load_iqa
 from models.losses import VGG19_LAYERS, VGG19_WEIGHTS, VGG19Loss, gan_loss_g
 from models.samplers import choose_argmax, sampling_weights
@@ -82,10 +83,18 @@ class Step:
             choice = choose_argmax(gts, self.iqa)
             gt = gts[torch.arange(len(gts), device=gts.device), choice]
         with with_sdpa() if self.sdpa else contextlib.nullcontext():
-            sr, _ = train_sr.step_generator(self.args, self.forward, self.net_d, self.percep, None,
-                                            self.optim_g, lq, gt)
-        train_sr.step_discriminator(self.args, self.net_d, self.optim_d, gt, sr)
+            with self.autocast():
+                sr = self.forward(lq).float()
+                losses = train_sr.generator_losses(sr, gt, self.net_d, self.percep, None)
+            total = losses["l_pix"] + losses["l_percep"] + 0.1 * losses["l_adv"]
+            train_sr.optimise(self.optim_g, total, lr=1e-4)
+        self.step_d(sr, gt)
         train_sr.ema_update(self.net_ema, self.net_g, 0.999)
+
+    def step_d(self, sr: Tensor, gt: Tensor) -> None:
+        with self.autocast():
+            loss = train_sr.discriminator_loss(self.net_d, sr, gt)
+        train_sr.optimise(self.optim_d, loss, lr=1e-4)
 
     @torch.no_grad()
     def output(self) -> Tensor:
@@ -109,8 +118,7 @@ class Step:
             "G, forward and backward": lambda: backward(lambda: self.net_g(lq).float().mean()),
             "VGG19 of SR and GT": lambda: backward(lambda: self.percep(sr, gt)),
             "D on SR": lambda: backward(lambda: gan_loss_g(self.net_d.requires_grad_(False)(sr))),
-            "D's own step": lambda: train_sr.step_discriminator(self.args, self.net_d, self.optim_d,
-                                                                gt, sr),
+            "D's own step": lambda: self.step_d(sr, gt),
             "Q of all GTs (AMO)": lambda: choose_argmax(gts, self.iqa),
             "Adam of G, EMA": lambda: (self.optim_g.step(),
                                        train_sr.ema_update(self.net_ema, self.net_g, 0.999)),
@@ -189,8 +197,8 @@ def make_dataset(root: Path, net: str, patch: int, amo: bool) -> MultiGTDataset:
     shape = (len(sets.names), len(sets.paths[0]))
     weights = None if amo else sampling_weights("rand", None, None, 1, shape)
     setting = train_sr.PRESETS[net]["degradation"]
-    return MultiGTDataset(sets.paths, sets.sizes, weights, patch, 0, read_rgb,
-                          functools.partial(degrade_patch, setting=setting))
+    return MultiGTDataset(sets, weights, patch, 0, functools.partial(degrade_patch,
+                                                                     setting=setting))
 
 
 @torch.no_grad()
@@ -253,11 +261,12 @@ def time_reward(args: argparse.Namespace) -> list[list]:
     reward = load_iqa("models.iqa:random_musiq", args.device, differentiable=True)
     sr = torch.rand(size, 3, args.patch_size, args.patch_size, device=args.device)
 
-    def gradient(one_by_one: bool) -> None:
-        train_sr.score_reward(reward, sr.requires_grad_(), one_by_one).mean().backward()
+    def gradient(reward: nn.Module) -> None:
+        reward(sr.requires_grad_()).mean().backward()
 
-    variants = {name: functools.partial(gradient, name == "one by one")
-                for name in ("at once", "at once again", "one by one")}
+    variants = {"at once": functools.partial(gradient, reward),
+                "at once again": functools.partial(gradient, reward),
+                "one by one": functools.partial(gradient, OneByOne(reward))}
     peak = {name: peak_mib(call, args.device) for name, call in variants.items()}
     seconds = abba(variants, args.repeats, "cuda" if cuda else "wall")
     baseline = statistics.median(seconds["at once"])
