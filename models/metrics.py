@@ -1,0 +1,111 @@
+"""TEMPORARY copy of evaluate.py's metrics, until the branch that moves them is merged."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from models.distributed import gather, rank_zero_first
+from models.iqa import MetricUnavailable, load_fr, load_iqa, min_side
+
+CROP_BORDER = 4  # pixels, of the full-reference metrics (HGGT)
+FULL_REFERENCE = {"lpips": "lpips", "lpips_st": "stlpips", "dists": "dists"}  # pyiqa's names
+NO_REFERENCE = {"topiq": "topiq_nr"}  # all others are called as in pyiqa
+
+
+def to_8bit(x: Tensor) -> Tensor:
+    """(..., H, W) in [0, 1] -> float64 whole numbers 0..255; values outside are clipped."""
+    return x.double().clamp(0, 1).mul(255).round()
+
+
+def crop(x: Tensor, border: int) -> Tensor:
+    return x[..., border : x.shape[-2] - border, border : x.shape[-1] - border]
+
+
+def psnr(sr: Tensor, gt: Tensor, crop_border: int) -> Tensor:
+    """Peak signal-to-noise ratio in dB over RGB, as HGGT's script computes it.
+
+    sr, gt: (N, 3, H, W) float in [0, 1], rounded to 8 bit here; crop_border: pixels per side.
+    Returns (N,) float64; inf for images that are equal at 8 bit.
+    """
+    error = crop(to_8bit(sr) - to_8bit(gt), crop_border)
+    return 10 * torch.log10(255**2 / error.square().mean((1, 2, 3)))
+
+
+def ssim(sr: Tensor, gt: Tensor, crop_border: int) -> Tensor:
+    """Structural similarity, mean of the RGB channels, as HGGT's script computes it.
+
+    11x11 Gaussian window of sigma 1.5, whole windows only, float64 (pyiqa's clamps negative
+    structure and differs). sr, gt: (N, 3, H, W) float in [0, 1], rounded to 8 bit here, at least
+    11 pixels a side once cropped. Returns (N,) float64.
+    """
+    x, y = (crop(to_8bit(image), crop_border) for image in (sr, gt))
+    if min(x.shape[-2:]) < 11:
+        raise ValueError(f"ssim: {x.shape[-1]}x{x.shape[-2]} pixels are left, it needs 11x11")
+    window = [math.exp(-(i**2) / (2 * 1.5**2)) for i in range(-5, 6)]
+
+    def blur(image: Tensor) -> Tensor:  # (N, 3, H, W) -> (N, 3, H - 10, W - 10)
+        for dim in (-1, -2):  # sums of shifts: float64 convolutions take ten times as long
+            size = image.shape[dim] - 10
+            shifts = [image.narrow(dim, i, size) for i in range(11)]
+            image = shifts[0] * (window[0] / sum(window))
+            for shift, weight in zip(shifts[1:], window[1:], strict=True):
+                image.add_(shift, alpha=weight / sum(window))
+        return image
+
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    mu_x, mu_y = blur(x), blur(y)
+    var_x, var_y = blur(x * x) - mu_x**2, blur(y * y) - mu_y**2
+    cov = blur(x * y) - mu_x * mu_y
+    luminance = (2 * mu_x * mu_y + c1) / (mu_x**2 + mu_y**2 + c1)
+    return (luminance * (2 * cov + c2) / (var_x + var_y + c2)).mean((1, 2, 3))
+
+
+def load_metric(spec: str, device: torch.device) -> tuple[str, Callable]:
+    """("fr", f(sr, gts) -> (N,)) or ("nr", f(images) -> (N,)) for a column of the table."""
+    name, at, file = spec.partition("@")
+    if name in ("psnr", "ssim"):
+        function = {"psnr": psnr, "ssim": ssim}[name]
+        return "fr", lambda sr, gt: function(sr, gt, CROP_BORDER)
+    if name in FULL_REFERENCE:
+        net = load_fr(FULL_REFERENCE[name] + at + file, device)
+
+        def compare(sr: Tensor, gt: Tensor) -> Tensor:
+            return net(crop(sr, CROP_BORDER), crop(gt, CROP_BORDER))
+
+        compare.weights = net.weights
+        return "fr", compare
+    return "nr", load_iqa(NO_REFERENCE.get(name, name) + at + file, device)
+
+
+def load_metrics(
+    specs: dict[str, str], device: torch.device
+) -> tuple[dict[str, tuple[str, Callable]], dict[str, str], list[str]]:
+    """The columns' metrics, why a column has none on some rank, and what is wrong with others."""
+    torch.backends.cudnn.allow_tf32 = False  # it moves scores in the third digit
+    metrics, unavailable, problems = {}, {}, []
+
+    def load() -> None:
+        for column, spec in specs.items():
+            try:
+                metrics[column] = load_metric(spec, device)
+            except MetricUnavailable as error:
+                unavailable[column] = str(error)
+            except (ValueError, OSError) as error:
+                problems.append(str(error))
+
+    rank_zero_first(load)  # rank 0 may download their weights
+    for absent in gather(dict(unavailable)):
+        unavailable |= absent
+    return {c: m for c, m in metrics.items() if c not in unavailable}, unavailable, problems
+
+
+def smallest_side(spec: str) -> int:
+    """Smallest GT side in pixels that a metric can score, its cropped border included."""
+    name = spec.partition("@")[0]
+    if name in ("psnr", "ssim"):
+        return 2 * CROP_BORDER + {"psnr": 1, "ssim": 11}[name]
+    if name in FULL_REFERENCE:
+        return 2 * CROP_BORDER + min_side(FULL_REFERENCE[name])
+    return min_side(NO_REFERENCE.get(name, name))
