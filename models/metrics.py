@@ -1,17 +1,30 @@
-"""TEMPORARY copy of evaluate.py's metrics, until the branch that moves them is merged."""
+"""The tables' metrics: PSNR and SSIM as HGGT computes them, and pyiqa's under their column names.
+
+A full-reference metric ("fr") is f(sr, gts) -> (N,), both (N, 3, H, W) in [0, 1]; the border is
+cropped here. A no-reference metric ("nr") is f(images) -> (N,), up = better. `MeanOfMetrics` makes
+several no-reference metrics one quality model.
+"""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.distributed import gather, rank_zero_first
 from models.iqa import MetricUnavailable, load_fr, load_iqa, min_side
 
-CROP_BORDER = 4  # pixels, of the full-reference metrics (HGGT)
+Array = TypeVar("Array", np.ndarray, Tensor)
+
+METRICS = ["psnr", "ssim", "lpips", "lpips_st", "dists", "musiq", "nima", "qalign", "topiq"]
 FULL_REFERENCE = {"lpips": "lpips", "lpips_st": "stlpips", "dists": "dists"}  # pyiqa's names
-NO_REFERENCE = {"topiq": "topiq_nr"}  # all others are called as in pyiqa
+NO_REFERENCE = {"topiq": "topiq_nr"}  # all others have pyiqa's name
+CROP_BORDER = 4  # pixels per side, for full-reference metrics (HGGT)
+
+
+# ------------------------------------------------------------------------- PSNR and SSIM
 
 
 def to_8bit(x: Tensor) -> Tensor:
@@ -62,50 +75,117 @@ def ssim(sr: Tensor, gt: Tensor, crop_border: int) -> Tensor:
     return (luminance * (2 * cov + c2) / (var_x + var_y + c2)).mean((1, 2, 3))
 
 
-def load_metric(spec: str, device: torch.device) -> tuple[str, Callable]:
-    """("fr", f(sr, gts) -> (N,)) or ("nr", f(images) -> (N,)) for a column of the table."""
-    name, at, file = spec.partition("@")
+# ------------------------------------------------------------------------- columns of a table
+
+
+def split_pairs(pairs: list[str], flag: str) -> dict[str, str]:
+    """["NAME=VALUE", ...] of a flag -> {NAME: VALUE}."""
+    names = [pair.partition("=")[0] for pair in pairs]
+    for pair, name in zip(pairs, names, strict=True):
+        if (name in ("", ".", "..") or "=" not in pair or names.count(name) > 1
+                or set(name) & set("/\\\n")):
+            raise ValueError(f"{flag} {pair}: write NAME=VALUE, each NAME once, without a slash")
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+def pyiqa_name(metric: str) -> str:
+    """A column's metric as models/iqa.py and the score cache call it: topiq@F -> topiq_nr@F."""
+    name, at, file = metric.partition("@")
+    return (FULL_REFERENCE | NO_REFERENCE).get(name, name) + at + file
+
+
+def smallest_side(metric: str) -> int:
+    """Smallest GT side in pixels that a metric can score, its cropped border included."""
+    name = metric.partition("@")[0]
+    if name in ("psnr", "ssim"):
+        return 2 * CROP_BORDER + {"psnr": 1, "ssim": 11}[name]
+    return min_side(pyiqa_name(metric)) + 2 * CROP_BORDER * (name in FULL_REFERENCE)
+
+
+def load_metric(metric: str, device: torch.device) -> tuple[str, Callable]:
+    """("fr", f(sr, gts) -> (N,)) or ("nr", f(images) -> (N,)) of NAME or NAME@FILE.
+
+    f.weights, where there is one, tells the weight files for the head of a table.
+    """
+    name = metric.partition("@")[0]
     if name in ("psnr", "ssim"):
         function = {"psnr": psnr, "ssim": ssim}[name]
         return "fr", lambda sr, gt: function(sr, gt, CROP_BORDER)
-    if name in FULL_REFERENCE:
-        net = load_fr(FULL_REFERENCE[name] + at + file, device)
+    if name not in FULL_REFERENCE:
+        return "nr", load_iqa(pyiqa_name(metric), device)
+    net = load_fr(pyiqa_name(metric), device)
 
-        def compare(sr: Tensor, gt: Tensor) -> Tensor:
-            return net(crop(sr, CROP_BORDER), crop(gt, CROP_BORDER))
+    def compare(sr: Tensor, gt: Tensor) -> Tensor:
+        return net(crop(sr, CROP_BORDER), crop(gt, CROP_BORDER))
 
-        compare.weights = net.weights
-        return "fr", compare
-    return "nr", load_iqa(NO_REFERENCE.get(name, name) + at + file, device)
+    compare.weights = net.weights
+    return "fr", compare
 
 
 def load_metrics(
     specs: dict[str, str], device: torch.device
 ) -> tuple[dict[str, tuple[str, Callable]], dict[str, str], list[str]]:
-    """The columns' metrics, why a column has none on some rank, and what is wrong with others."""
+    """Metrics of a table's columns, {column: NAME or NAME@FILE}.
+
+    Returns {column: (kind, function)}, {column: why its metric is unavailable on some rank}, and
+    what is wrong with the others.
+    """
     torch.backends.cudnn.allow_tf32 = False  # it moves scores in the third digit
     metrics, unavailable, problems = {}, {}, []
 
     def load() -> None:
-        for column, spec in specs.items():
+        for column, metric in specs.items():
             try:
-                metrics[column] = load_metric(spec, device)
+                metrics[column] = load_metric(metric, device)
             except MetricUnavailable as error:
                 unavailable[column] = str(error)
             except (ValueError, OSError) as error:
                 problems.append(str(error))
 
-    rank_zero_first(load)  # rank 0 may download their weights
+    rank_zero_first(load)  # rank 0 may download the weights
     for absent in gather(dict(unavailable)):
         unavailable |= absent
     return {c: m for c, m in metrics.items() if c not in unavailable}, unavailable, problems
 
 
-def smallest_side(spec: str) -> int:
-    """Smallest GT side in pixels that a metric can score, its cropped border included."""
-    name = spec.partition("@")[0]
-    if name in ("psnr", "ssim"):
-        return 2 * CROP_BORDER + {"psnr": 1, "ssim": 11}[name]
-    if name in FULL_REFERENCE:
-        return 2 * CROP_BORDER + min_side(FULL_REFERENCE[name])
-    return min_side(NO_REFERENCE.get(name, name))
+# ------------------------------------------------------------------------- several as one
+
+
+def scale_of(scores: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """Mean and standard deviation, (2, M), of (..., M) scores of the M metrics named."""
+    scores = scores.reshape(-1, len(names)).astype(np.float64)
+    for name, column in zip(names, scores.T, strict=True):
+        if not np.isfinite(column).all():
+            raise ValueError(f"--iqa {name}: has no finite score for some ground truths; leave it "
+                             "out")
+        if column.std() <= 1e-6 * np.abs(column).max():  # equal but for rounding
+            raise ValueError(f"--iqa {name}: gives all ground truths the same score; leave it out")
+    return np.stack([scores.mean(0), scores.std(0)])
+
+
+def mean_standardised(scores: Array, scale: Array) -> Array:
+    """(..., M) scores, up = better, and their (2, M) scale -> (...), on the first metric's scale.
+
+    So a temperature or a weight that was meant for the first metric alone keeps its meaning.
+    """
+    mean, deviation = scale
+    return ((scores - mean) / deviation).mean(-1) * deviation[0] + mean[0]
+
+
+class MeanOfMetrics(nn.Module):
+    """Several NR-IQA as one: (N, 3, H, W) -> (N,), `mean_standardised` by `scale`.
+
+    scale: (2, M) tensor of `scale_of`, to be set before the first forward pass.
+    """
+
+    def __init__(self, metrics: Sequence[nn.Module]):
+        super().__init__()
+        self.metrics = nn.ModuleList(metrics)
+        self.scale: Tensor | None = None
+
+    def each(self, images: Tensor) -> Tensor:
+        """(N, M)"""
+        return torch.stack([metric(images) for metric in self.metrics], -1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return mean_standardised(self.each(images), self.scale)

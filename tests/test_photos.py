@@ -23,7 +23,7 @@ from models.checkpoint import save_atomic
 from models.photos import read_photo, write_photo
 from models.rrdb import RRDBNet
 from models.swinir import SwinIR
-from tools.upscale import main, metric_specs, parse_args, upscale_photos
+from tools.upscale import main, parse_args, upscale_photos
 
 ROOT = Path(__file__).resolve().parent.parent
 PROFILE = b"not a real profile, but kept" * 8
@@ -516,14 +516,6 @@ def test_a_failing_metric_leaves_its_scores_empty(tmp_path, capsys):
     assert capsys.readouterr().err == f"{tmp_path}/a.png: no score (metric q: needs 32 px)\n"
 
 
-def test_columns_of_metrics():
-    assert metric_specs(["musiq@w.pth", "topiq"], ["q=a.b:q@c=d", "topiq=nima"]) == {
-        "musiq": "musiq@w.pth", "topiq": "nima", "q": "a.b:q@c=d"}
-    for extra in (["q"], ["=a.b:q"], ["q=a.b:q", "q=c.d:q"]):
-        with pytest.raises(ValueError, match=f"--extra {extra[0]}: write COLUMN=METRIC"):
-            metric_specs([], extra)
-
-
 def test_free_memory_is_the_machines_or_the_containers(tmp_path):
     assert tiles.free_memory(tmp_path) is None  # not Linux
     (tmp_path / "proc").mkdir()
@@ -602,6 +594,7 @@ def test_two_processes_share_the_photos(ckpt, tmp_path):
     (("--lq", "{tmp}/a.png", "--out", "{tmp}/b.png"), "give a folder"),
     (("--lq", "{tmp}/a.png", "--out", "{tmp}/sr", "--tile", "100"), "--tile 100"),
     (("--lq", "{tmp}/a.png", "--out", "{tmp}/sr", "--metrics", "psnr"), "needs a ground truth"),
+    (("--lq", "{tmp}/a.png", "--out", "{tmp}/sr", "--extra", "q"), "--extra q: write NAME=VALUE"),
     (("--export", "{tmp}/net.bin"), "write .pth"),
     (("--export", "{tmp}/net.pth", "--lora", "{ckpt}"), "not the lora.pt"),
 ])  # fmt: skip

@@ -28,7 +28,7 @@ from models.checkpoint import file_digest, load_file, one_line, read_csv, sha256
 from models.distributed import clean_exit, cleanup, gather, init_distributed
 from models.export import export
 from models.lora import add_lora, load_lora, merge_lora
-from models.metrics import load_metrics
+from models.metrics import load_metrics, split_pairs
 from models.photos import LARGEST_SIDE, SUFFIXES, Photo, read_photo, write_photo
 from models.tiles import limit_memory, tile_size, upscale
 from models.weights import load_net
@@ -83,21 +83,14 @@ def find_photos(lq: str | Path, out: str | Path) -> list[Path]:
     return photos
 
 
-def metric_specs(metrics: list[str], extra: list[str]) -> dict[str, str]:
-    """{column: metric} of --metrics METRIC ... and --extra COLUMN=METRIC ..."""
-    specs = {spec.partition("@")[0]: spec for spec in metrics}
-    columns = [pair.partition("=")[0] for pair in extra]
-    for pair, column in zip(extra, columns, strict=True):
-        if "=" not in pair or not column or columns.count(column) > 1:
-            raise ValueError(f"--extra {pair}: write COLUMN=METRIC, each COLUMN once")
-    return specs | dict(pair.split("=", 1) for pair in extra)
-
-
-def load_photo_metrics(specs: dict[str, str], rank: int, device: torch.device) -> Metrics:
-    """The columns' metrics; unavailable ones are skipped with a line on stderr.
+def load_photo_metrics(
+    metrics: list[str], extra: list[str], rank: int, device: torch.device
+) -> Metrics:
+    """Those of --metrics and --extra; unavailable ones are skipped with a line on stderr.
 
     Raises ValueError with a line for each metric that cannot score a photo.
     """
+    specs = {spec.partition("@")[0]: spec for spec in metrics} | split_pairs(extra, "--extra")
     loaded, unavailable, problems = load_metrics(specs, device)
     problems += [f"--metrics {column}: needs a ground truth, which photos do not have"
                  for column, (kind, _) in loaded.items() if kind == "fr"]
@@ -223,7 +216,7 @@ def main(args: argparse.Namespace) -> bool:
 
     # Inputs: everything is checked before the first photo
     files, tile = find_photos(args.lq, args.out), tile_size(args.tile)
-    metrics = load_photo_metrics(metric_specs(args.metrics, args.extra), rank, device)
+    metrics = load_photo_metrics(args.metrics, args.extra, rank, device)
 
     # Photos: each process takes every world-th of those that rank 0 has found
     files, out = gather(files)[0], Path(args.out)
