@@ -3,27 +3,26 @@ chaiNNer, ComfyUI and others), or .onnx.
 
     print(export(net, "out.pth"))
 
-safetensors, and onnx with onnxscript, are imported only here, where they are needed.
+safetensors, and onnx with onnxscript, are imported only where they are needed.
 """
 
 import copy
 import importlib.util
-import io
-import os
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-SWINIR_TAIL, RRDB_GROWTH = 64, 32  # channels that spandrel 0.4 assumes, whatever the file holds
+from models.checkpoint import replacing, save_atomic
+from models.rrdb import RRDBNet
+from models.swinir import shifted_window_mask
 
 
 def export(net: nn.Module, path: str, onnx_size: tuple[int, int] | None = None) -> str:
     """Write a SwinIR or an RRDBNet in the format that the file's suffix names; returns a report.
 
     onnx_size: (H, W) in LQ pixels, the only input size that an .onnx will take; None: any.
-    Raises ValueError for another suffix, for a missing package and for a network that does not fit.
+    Raises ValueError for another suffix and for a missing package.
     """
     suffix = Path(path).suffix
     if suffix == ".onnx":
@@ -34,72 +33,38 @@ def export(net: nn.Module, path: str, onnx_size: tuple[int, int] | None = None) 
     if suffix not in (".pth", ".pt", ".safetensors"):
         raise ValueError(f"--export {path}: write .pth, .pt, .safetensors or .onnx")
     write_weights(net, path)
-    return f"wrote {path}"
+    return f"wrote {path}{spandrel_note(net)}"
 
 
-def padded_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same network in the widths that spandrel can read: SwinIR's tail, RRDBNet's dense blocks.
+def spandrel_note(net: nn.Module) -> str:
+    """What to tell of a network that spandrel 0.4 cannot read; "" for one that it can.
 
-    The channels added have zero weights and biases, so they stay zero through every leaky ReLU, and
-    what reads them has zero weights for them: the output is equal up to the rounding of sums.
-    state: of a SwinIR or an RRDBNet in the new spelling; the tensors' types are kept.
-    Raises ValueError for a network that is wider than spandrel assumes.
+    spandrel takes the width of SwinIR's tail and of RRDBNet's dense blocks for granted.
     """
-    state = {k: v.detach().cpu().contiguous() for k, v in state.items()}
-    if "conv_before_upsample.0.weight" in state:
-        now, then = len(state["conv_before_upsample.0.weight"]), SWINIR_TAIL
-        layers = {"conv_before_upsample.0": [], "upsample.0": [(now, then)],
-                  "upsample.2": [(now, then)], "conv_up1": [(now, then)],
-                  "conv_up2": [(now, then)], "conv_hr": [(now, then)]}  # name: groups of inputs
-        last = {"conv_last": [(now, then)]}  # its outputs stay
+    if isinstance(net, RRDBNet):
+        setting, width, expected = "num_grow_ch", net.body[0].rdb1.conv1.out_channels, 32
     else:
-        now, then = len(state["body.0.rdb1.conv1.weight"]), RRDB_GROWTH
-        feat = len(state["conv_first.weight"])
-        blocks = sorted({k.rsplit(".", 2)[0] for k in state if ".rdb" in k})
-        groups = {i: [(feat, feat)] + [(now, then)] * (i - 1) for i in range(1, 6)}
-        layers = {f"{b}.conv{i}": groups[i] for b in blocks for i in range(1, 5)}
-        last = {f"{b}.conv5": groups[5] for b in blocks}
-    if now > then:
-        raise ValueError(f"{now} channels where spandrel reads {then} at most; export to .onnx")
-    if now == then:
-        return state
-    for name, inputs in (layers | last).items():
-        if f"{name}.weight" not in state:  # of the other upsampler
-            continue
-        weight, bias = state[f"{name}.weight"], state[f"{name}.bias"]
-        if inputs:
-            parts = weight.split([a for a, _ in inputs], 1)
-            weight = torch.cat([_grow(p, b - a, 1) for p, (a, b) in
-                                zip(parts, inputs, strict=True)], 1)
-        if name in layers:
-            # Pixel shuffle's outputs run channel by channel, four places each: the last are new
-            more = len(weight) // now * (then - now)
-            weight, bias = _grow(weight, more, 0), _grow(bias, more, 0)
-        state[f"{name}.weight"], state[f"{name}.bias"] = weight, bias
-    return state
-
-
-def _grow(x: Tensor, more: int, dim: int) -> Tensor:
-    shape = list(x.shape)
-    shape[dim] = more
-    return torch.cat([x, x.new_zeros(shape)], dim)
+        setting, width, expected = "num_feat", net.conv_last.in_channels, 64
+    if width == expected:
+        return ""
+    return (f" (note: spandrel, and so chaiNNer and ComfyUI, will not read it: its {setting} is "
+            f"{width}, not the public networks' {expected}; an .onnx file works)")
 
 
 def write_weights(net: nn.Module, path: str | Path) -> None:
-    """Write a SwinIR or an RRDBNet for spandrel: .pth, .pt as {"params_ema": ...}, .safetensors as
-    bare tensors, with the network's name and scale as metadata."""
-    path, state = Path(path), padded_state(net.state_dict())
+    """Write a network's weights: .pth, .pt as {"params_ema": ...}; .safetensors as bare tensors,
+    with the network's name and scale as metadata."""
+    path = Path(path)
+    state = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
     if path.suffix != ".safetensors":
-        buffer = io.BytesIO()
-        torch.save({"params_ema": state}, buffer)  # to a path, the file's bytes would hold its name
-        _write(path, lambda temporary: Path(temporary).write_bytes(buffer.getbuffer()))
+        save_atomic({"params_ema": state}, path)
         return
     _need("safetensors")
     from safetensors.torch import save
 
     about = {"format": "pt", "architecture": type(net).__name__, "scale": "4"}
-    data = save(state, metadata=about)  # its save_file makes a file that others may not read
-    _write(path, lambda temporary: Path(temporary).write_bytes(data))
+    with replacing(path) as temporary:  # safetensors' save_file makes a file only its owner reads
+        temporary.write_bytes(save(state, metadata=about))
 
 
 def write_onnx(
@@ -107,19 +72,18 @@ def write_onnx(
 ) -> float | None:
     """Write a network as ONNX: input "lq" (1, 3, H, W) in [0, 1], output "sr" (1, 3, 4H, 4W).
 
-    size: (H, W) in LQ pixels of the only input that the file will take; None: any size (SwinIR:
-    from its window's side on; it is padded within the file).
-    Returns the largest difference to torch on one random image, as onnxruntime computes it; None
-    where that is not installed. Raises ValueError where a package is missing or the outputs differ.
+    size: (H, W) in LQ pixels of the only input that the file will take; None: any size (SwinIR: at
+    least its window's side; the file pads to whole windows).
+    Returns the largest difference between onnxruntime's and torch's output on one random image;
+    None without onnxruntime. Raises ValueError if a package is missing or the outputs differ.
     """
     _need("onnx", "onnxscript")
     if not hasattr(torch.export.Dim, "DYNAMIC"):
         raise ValueError(f"{path}: torch {torch.__version__} is too old for it; 2.6 is needed")
     net = copy.deepcopy(net).cpu().eval().requires_grad_(False)
     window = getattr(net, "window_size", 1)
-    if window > 1:
-        make_mask = net._mask.__globals__["shifted_window_mask"]
-        net._mask = lambda h, w, device: make_mask(h, w, window, device)  # no cache by size
+    if window > 1:  # a cache by size would fix the size
+        net._mask = lambda h, w, device: shifted_window_mask(h, w, window, device)
     x = torch.rand(1, 3, *(size or (3 * window + 16, 5 * window + 16)),
                    generator=torch.Generator().manual_seed(0))
     shapes = None
@@ -128,13 +92,14 @@ def write_onnx(
         net, shapes = _PadsItself(net, window).eval(), ({2: any_side, 3: any_side},)
     program = torch.onnx.export(net, (x,), input_names=["lq"], output_names=["sr"], dynamo=True,
                                 dynamic_shapes=shapes, verbose=False)
-    _write(Path(path), program.save)
+    with replacing(path) as temporary:  # program.save would need a path that ends with .onnx
+        temporary.write_bytes(program.model_proto.SerializeToString())
     if not importlib.util.find_spec("onnxruntime"):
         return None
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    x = x if size else x[..., : 2 * window + 7, : 3 * window + 9]  # another than the traced size
+    x = x if size else x[..., : 2 * window + 7, : 3 * window + 9]  # not the traced size
     with torch.no_grad():
         difference = (net(x) - torch.from_numpy(session.run(None, {"lq": x.numpy()})[0])).abs()
     if not difference.max() < 1e-4:
@@ -162,16 +127,3 @@ class _PadsItself(nn.Module):
 def _need(*packages: str) -> None:
     if missing := [p for p in packages if not importlib.util.find_spec(p)]:
         raise ValueError(f"this file type needs: pip install {' '.join(missing)}")
-
-
-def _write(path: Path, save: Callable[[str], object]) -> None:
-    """save(temporary file), so that `path` is at every moment the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
-    try:
-        save(str(temporary))
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OSError(f"{path}: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)

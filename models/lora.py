@@ -10,11 +10,9 @@ so the network's own code stays untouched:
     torch.save(lora_state(net), "lora.pt"); merge_lora(net)     # the plain network again
 """
 
-import hashlib
 import math
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -82,12 +80,12 @@ def lora_state(net: nn.Module) -> dict[str, Tensor]:
 
 def load_lora(net: nn.Module, state: dict[str, Tensor]) -> None:
     """Copy a lora_state() into a network that has the same adapters; ValueError if they differ."""
-    own = lora_state(net)
-    wrong = sorted(set(own) ^ set(state)) + [
-        k for k in own if k in state and own[k].shape != state[k].shape
+    expected = lora_state(net)
+    differing = sorted(set(expected) ^ set(state)) + [
+        key for key in expected if key in state and expected[key].shape != state[key].shape
     ]
-    if wrong:
-        raise ValueError(f"LoRA weights do not fit the network: {', '.join(wrong[:3])}")
+    if differing:
+        raise ValueError(f"LoRA weights do not fit the network: {', '.join(differing[:3])}")
     with torch.no_grad():
         for name, _, adapter in _adapters(net):
             adapter.lora_a.copy_(state[f"{name}.lora_a"])
@@ -95,31 +93,7 @@ def load_lora(net: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 def merge_lora(net: nn.Module) -> nn.Module:
-    """Fold every adapter into its weight, in place; keys, modules and speed are the plain net's."""
+    """Fold every adapter into its weight, in place; the result has the plain network's keys."""
     for _, module, _ in list(_adapters(net)):
         parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
     return net
-
-
-def apply_lora(net: nn.Module, path: str, base: str, scale: float = 1.0) -> nn.Module:
-    """Merge a saved fine-tuning, times `scale`, into the network that it started from; in place.
-
-    path:  {"lora": lora_state(), "rank", "alpha", "targets", "base_sha256"}
-    base:  the file that `net` was read from; scale: 0 is `net`, 1 the fine-tuned network
-    Raises ValueError for another file than an adapter's, and for adapters of another base.
-    """
-    try:
-        data = torch.load(path, map_location="cpu", weights_only=True)
-        lora, sha256 = data["lora"], data["base_sha256"]
-        rank, alpha, targets = data["rank"], data["alpha"], data["targets"]
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # a foreign file makes torch.load raise almost anything
-        raise ValueError(f"{path}: not the lora.pt of a fine-tuning") from error
-    digest = hashlib.sha256(Path(base).read_bytes()).hexdigest()
-    if digest != sha256:
-        raise ValueError(f"{path}: was trained on weights of sha256 {sha256[:12]}; {base} is "
-                         f"{digest[:12]}; give the file that the fine-tuning started from (--init)")
-    add_lora(net, targets, rank, alpha * scale)
-    load_lora(net, lora)
-    return merge_lora(net).requires_grad_(False)

@@ -1,15 +1,18 @@
-"""An image through a network whole or, where memory does not suffice, in overlapping tiles.
+"""An image through a network: the whole image, or overlapping tiles where memory is short.
 
-    sr = upscale(net, lq)                # whole, in tiles only where that runs out of memory
+    sr = upscale(net, lq)                # whole; falls back to tiles on out-of-memory
     sr = upscale(net, lq, tile=256)      # tiles of 256 x 256 LQ pixels
 
-Tiles start at multiples of the step STEP, a multiple of SwinIR's window, so that the windows
-of every tile are windows of the whole image, and the last tile is padded as the whole image is. In
-an overlap the MARGIN pixels next to a tile's border are not used, and between these two strips one
-tile fades linearly into the next. So whatever lies within MARGIN pixels of what the network looks
-at is the whole image's result everywhere; for a network that looks further, up to OVERLAP pixels,
-outside the overlaps; and for one that looks at everything (SwinIR's 36 blocks in the strict sense)
-the difference is what the pixels beyond the overlap still contribute.
+Tiles start at multiples of GRID, SwinIR's window, so every window of a tile is a window of the
+whole image, and the last tile is padded like the whole image. Neighbours share OVERLAP pixels. The
+MARGIN pixels next to a tile's inner border are thrown away, and between the two margins one tile
+fades linearly into the next. The result equals that of the whole image
+
+- everywhere, for a network whose receptive field reaches up to MARGIN pixels;
+- outside the overlaps, for one that reaches up to OVERLAP pixels.
+
+Strictly, SwinIR's 36 blocks see the whole image: the difference is what the pixels beyond the
+overlap contribute.
 """
 
 from collections.abc import Iterator
@@ -19,27 +22,27 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-STEP = 8  # LQ pixels; the window of the paper's SwinIR
+GRID = 8  # LQ pixels; the window of the paper's SwinIR
 OVERLAP = 32  # LQ pixels that neighbouring tiles share
-MARGIN = 8  # LQ pixels along a tile's inner border whose result is thrown away
+MARGIN = 8  # LQ pixels along a tile's inner border whose output is thrown away
 SMALLEST_TILE = 64
 
 
 @torch.no_grad()
 def upscale(
     net: nn.Module, lq: Tensor, tile: int | None = None, scale: int = 4, quiet: bool = False
-) -> tuple[Tensor, int | None]:
-    """A network's output for one image, and the size of the tiles that it was made in.
+) -> tuple[Tensor, int]:
+    """A network's output for one image, and the side of the tiles used.
 
-    lq: (1, 3, H, W) float, on the network's device.
-    tile: LQ pixels per side; 0: the whole image whatever it takes; None: the whole image, and where
-    memory runs out tiles of half the longer side, a quarter and so on. A Linux CPU refuses no
-    memory, but kills the process that uses it: `limit_memory` first.
-    quiet: no progress bar over the tiles.
-    Returns ((1, 3, scale * H, scale * W) float32, not clamped, on the device if whole and on the
-    CPU if tiled; 0 or the tiles' side).
-    Raises ValueError for a tile that is no multiple of 8 or smaller than 64, and MemoryError where
-    not even the smallest tiles fit.
+    lq:   (1, 3, H, W) float, on the network's device
+    tile: side in LQ pixels; 0: the whole image in any case; None: the whole image, and on
+          out-of-memory tiles of half the longer side, a quarter and so on. Linux kills a process
+          that uses too much CPU memory instead of refusing it: call `limit_memory` first.
+    quiet: no progress bar over the tiles
+    Returns (output, side): (1, 3, scale * H, scale * W) float32, not clamped, on the device if
+    whole and on the CPU if tiled; 0 if whole.
+    Raises ValueError for a tile that is no multiple of 8 or smaller than 64, and MemoryError if
+    even the smallest tiles do not fit.
     """
     if tile is not None:
         tile_size(str(tile))
@@ -61,24 +64,27 @@ def upscale(
 
 
 def tile_size(text: str) -> int | None:
-    """A --tile as `upscale` takes it: "auto" is None. Raises ValueError for one that it refuses."""
+    """The `tile` argument of `upscale` for a --tile; "auto" is None. ValueError for a wrong one."""
     if text == "auto":
         return None
-    if not text.isdecimal() or (int(text) and (int(text) % STEP or int(text) < SMALLEST_TILE)):
-        raise ValueError(f"--tile {text}: give auto, 0 or a multiple of {STEP}, {SMALLEST_TILE} "
+    if not text.isdecimal() or (int(text) and (int(text) % GRID or int(text) < SMALLEST_TILE)):
+        raise ValueError(f"--tile {text}: give auto, 0 or a multiple of {GRID}, {SMALLEST_TILE} "
                          "or more")
     return int(text)
 
 
 def halves(side: int) -> Iterator[int]:
-    """Tile sizes to try one after the other: half of `side` rounded up to a step, down to 64."""
+    """Tile sides to try in turn: half of `side`, rounded up to a multiple of GRID, down to 64."""
     while side > SMALLEST_TILE:
-        side = max(-(-side // (2 * STEP)) * STEP, SMALLEST_TILE)
+        side = max(-(-side // (2 * GRID)) * GRID, SMALLEST_TILE)
         yield side
 
 
 def free_memory(root: str | Path = "/") -> int | None:
-    """Bytes that the machine, and the process's cgroup (version 2), have left; None if unknown."""
+    """Free bytes of the machine or, if fewer, of the process's cgroup (version 2); None if unknown.
+
+    root: where proc/ and sys/ are
+    """
     def number(file: str, key: str | None = None) -> int | None:
         try:
             words = Path(root, file).read_text().split()
@@ -90,14 +96,16 @@ def free_memory(root: str | Path = "/") -> int | None:
     if (free := number("proc/meminfo", "MemAvailable:")) is not None:
         left.append(1024 * free)
     limit, used = (number(f"sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
-    if limit is not None and used is not None:  # what files fill is given back where it is needed
+    if limit is not None and used is not None:  # inactive page cache counts as free
         left.append(limit - used + (number("sys/fs/cgroup/memory.stat", "inactive_file") or 0))
     return max(0, min(left)) if left else None
 
 
 def limit_memory(share: float = 0.9) -> None:
-    """On Linux, let allocations fail that would take more than this share of the free memory; else
-    the system lets them be and kills the process."""
+    """On Linux, make allocations beyond this share of the free memory fail.
+
+    Without a limit they succeed, and the system kills the process when it uses the memory.
+    """
     free, status = free_memory(), Path("/proc/self/status")
     if free is None or not status.exists():
         return
@@ -110,8 +118,10 @@ def limit_memory(share: float = 0.9) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocator refused memory, told by torch's words (only CUDA's has a class), or a
-    CUDA kernel more than 2^31 values."""
+    """Whether memory ran out, or a CUDA kernel refused more than 2^31 values.
+
+    Only CUDA's out-of-memory error has a class; the others are told by their text.
+    """
     words = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED",
              "INT_MAX", "numeric_limits<int",
              "unable to find an engine",  # cuDNN, whose workspace does not fit
@@ -121,13 +131,16 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def spans(side: int, tile: int) -> list[tuple[int, int]]:
-    """Where the tiles of one axis start and end, in LQ pixels: neighbours share OVERLAP pixels."""
+    """(start, end) of the tiles along one axis, in LQ pixels; neighbours share OVERLAP pixels."""
     starts = range(0, max(side - OVERLAP, 1), tile - OVERLAP)
     return [(start, min(start + tile, side)) for start in starts]
 
 
 def ramp(start: int, end: int, side: int, scale: int) -> Tensor:
-    """Weight of a tile along one axis, (scale * (end - start),); all tiles' add up to 1."""
+    """Weight of a tile along one axis, (scale * (end - start),); the weights of all tiles sum to 1.
+
+    start, end, side: of the tile and of the image, in LQ pixels
+    """
     centre = (torch.arange(scale * (end - start)) + 0.5) / scale  # in LQ pixels
     weight = torch.ones_like(centre)
     for distance, at_border in ((centre, start == 0), (end - start - centre, end == side)):

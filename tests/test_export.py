@@ -1,4 +1,4 @@
-"""evaluate.py --export and --lora: files that other programs read with the same output."""
+"""tools/upscale.py --export and --lora: files that other programs read with the same output."""
 
 import copy
 import hashlib
@@ -9,21 +9,26 @@ import spandrel
 import torch
 from PIL import Image
 
-import evaluate
 from demo.report import curve_figure
 from models import export
 from models.checkpoint import file_digest, load_file, read_state, save_atomic, write_csv
 from models.lora import add_lora, lora_state, merge_lora
 from models.rrdb import RRDBNet
 from models.swinir import SwinIR
+from models.weights import load_net
+from tools.upscale import main, parse_args
 from train_sr import PRESETS
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 TARGETS = {"swinir": ("*.mlp.fc1", "*.mlp.fc2"), "rrdb": ("body.*.rdb?.conv?",)}
-NETS = {
+SMALL = dict(embed_dim=12, depths=(2,), num_heads=(2,))
+NETS = {  # spandrel reads SwinIR with num_feat 64 and RRDBNet with num_grow_ch 32 alone
+    "swinir_small": lambda: SwinIR(**SMALL),
+    "swinir_nearest": lambda: SwinIR(**SMALL, upsampler="nearest+conv"),
+    "rrdb_small": lambda: RRDBNet(num_feat=8, num_block=2),
     "swinir_demo": PRESETS["swinir_tiny"]["build"],
     "rrdb_demo": PRESETS["rrdb_tiny"]["build"],
-    "swinir_pixelshuffle": lambda: SwinIR(embed_dim=12, depths=(2,), num_heads=(2,), num_feat=8),
+    "swinir_narrow": lambda: SwinIR(**SMALL, num_feat=8),
     "swinir_paper": PRESETS["swinir"]["build"],
     "rrdb_paper": PRESETS["rrdb"]["build"],
 }
@@ -45,7 +50,7 @@ def saved(net, path):
 
 
 def run(*args):
-    return evaluate.use_checkpoint(evaluate.parse_args(["--ckpt", *map(str, args)]))
+    return main(parse_args(["--ckpt", *map(str, args)]))
 
 
 def assert_same(net, other, h=17, w=24):
@@ -56,24 +61,30 @@ def assert_same(net, other, h=17, w=24):
     torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
+def assert_written_as_it_is(net, path):
+    state, written = net.state_dict(), read_state(path)
+    assert written.keys() == state.keys()
+    for key, value in state.items():
+        assert torch.equal(written[key], value) and written[key].dtype == value.dtype
+
+
 @pytest.mark.parametrize("name, suffix", [
-    ("swinir_demo", ".pth"), ("swinir_demo", ".safetensors"), ("rrdb_demo", ".pt"),
-    ("rrdb_demo", ".safetensors"), ("swinir_pixelshuffle", ".pth"), ("swinir_paper", ".pth"),
+    ("swinir_small", ".pth"), ("swinir_small", ".safetensors"), ("swinir_nearest", ".pt"),
+    ("rrdb_small", ".pt"), ("rrdb_small", ".safetensors"), ("swinir_paper", ".pth"),
     ("rrdb_paper", ".safetensors"),
 ])  # fmt: skip
-def test_spandrel_loads_exports_with_equal_output(name, suffix, tmp_path):
+def test_spandrel_loads_exports_with_equal_output(name, suffix, tmp_path, capsys):
     net = randomise(NETS[name]())
     out = tmp_path / f"out{suffix}"
     run(saved(net, tmp_path / "net.pt"), "--export", out)
+    assert capsys.readouterr().out == f"wrote {out}\n"  # without a note
     found = spandrel.ModelLoader(device="cpu").load_from_file(out)
     assert found.scale == 4 and found.input_channels == found.output_channels == 3
     small = dict(h=8, w=9) if name.endswith("paper") else {}
     assert_same(net, found.model.eval(), **small)
-    if name.endswith("paper"):
-        state, after = net.state_dict(), read_state(out)
-        assert after.keys() == state.keys() and all(torch.equal(after[k], state[k]) for k in state)
-    else:
-        assert_same(net, evaluate.load_net(str(out)))  # we read it, too
+    assert_written_as_it_is(net, out)
+    if not name.endswith("paper"):
+        assert_same(net, load_net(str(out)))  # we read it, too
     plain = tmp_path / "plain"
     plain.touch()
     assert out.stat().st_mode == plain.stat().st_mode  # others may read it where they may others
@@ -87,18 +98,32 @@ def test_spandrel_loads_exports_with_equal_output(name, suffix, tmp_path):
         assert set(load_file(out)) == {"params_ema"}
 
 
-def test_padding_keeps_types_and_refuses_what_is_too_wide():
-    half = export.padded_state(NETS["rrdb_demo"]().half().state_dict())
-    assert {v.dtype for v in half.values()} == {torch.float16}
-    assert half["body.0.rdb1.conv3.weight"].shape == (32, 16 + 64, 3, 3)
-    with pytest.raises(ValueError, match="40 channels where spandrel reads 32"):
-        export.padded_state(RRDBNet(num_feat=8, num_block=1, num_grow_ch=40).state_dict())
+@pytest.mark.parametrize("name, width", [
+    ("swinir_demo", "num_feat is 16, not the public networks' 64"),
+    ("rrdb_demo", "num_grow_ch is 8, not the public networks' 32"),
+    ("swinir_narrow", "num_feat is 8, not the public networks' 64"),
+])
+def test_other_widths_are_written_as_they_are_with_a_note(name, width, tmp_path, capsys):
+    net, out = randomise(NETS[name]()), tmp_path / "out.pth"
+    run(saved(net, tmp_path / "net.pt"), "--export", out)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"wrote {out} (note: spandrel") and width in line
+    assert_written_as_it_is(net, out)
+    assert_same(net, load_net(str(out)))
+    with pytest.raises(Exception, match="size mismatch"):  # the note is true
+        spandrel.ModelLoader(device="cpu").load_from_file(out)
+
+
+def test_types_are_kept(tmp_path):
+    net = NETS["rrdb_small"]().half()
+    export.export(net, str(tmp_path / "half.pth"))
+    assert {v.dtype for v in read_state(tmp_path / "half.pth").values()} == {torch.float16}
 
 
 # ------------------------------------------------------------------------- LoRA
 
 
-@pytest.fixture(params=["swinir_demo", "rrdb_demo"])
+@pytest.fixture(params=["swinir_small", "rrdb_small"])
 def tuned(request, tmp_path):
     """A base network's file, its adapters' file and the fine-tuned network's."""
     kind = request.param.partition("_")[0]
@@ -174,7 +199,7 @@ def test_every_public_wrapping_is_read(tmp_path):
              "old": {old(k): v for k, v in state.items()}}
     for name, content in files.items():
         save_atomic(content, tmp_path / f"{name}.pth")
-        assert_same(net, evaluate.load_net(str(tmp_path / f"{name}.pth")))
+        assert_same(net, load_net(str(tmp_path / f"{name}.pth")))
     (tmp_path / "cut.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
     with pytest.raises(ValueError, match="cut.safetensors: not a readable weight file"):
         read_state(tmp_path / "cut.safetensors")
@@ -192,8 +217,8 @@ def onnx_run(path, x):
 
 @pytest.mark.parametrize("name, size, others", [
     ("rrdb_demo", None, [(9, 15), (1, 7), (32, 20)]),
-    ("swinir_pixelshuffle", None, [(9, 15), (32, 16), (8, 41)]),
-    ("swinir_pixelshuffle", (13, 24), [(13, 24)]),
+    ("swinir_narrow", None, [(9, 15), (32, 16), (8, 41)]),
+    ("swinir_narrow", (13, 24), [(13, 24)]),
 ])  # fmt: skip
 def test_onnxruntime_gives_the_same(name, size, others, tmp_path, capsys):
     net = randomise(NETS[name]())
@@ -201,6 +226,10 @@ def test_onnxruntime_gives_the_same(name, size, others, tmp_path, capsys):
     flags = ["--onnx-size", *size] if size else []
     run(path, "--export", tmp_path / "net.onnx", *flags)
     assert "differs from torch by" in capsys.readouterr().out
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert (tmp_path / "net.onnx").stat().st_mode == plain.stat().st_mode
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["net.onnx", "net.pt", "plain"]
     for h, w in others:
         x = torch.rand(1, 3, h, w, generator=torch.Generator().manual_seed(h))
         np.testing.assert_allclose(onnx_run(tmp_path / "net.onnx", x), net(x), atol=1e-4, rtol=0)

@@ -1,4 +1,4 @@
-"""evaluate.py --ckpt on photographs: what a file holds comes out again; tiles equal the whole."""
+"""tools/upscale.py: what a photograph holds is kept; tiles equal the whole image."""
 
 import csv
 import os
@@ -18,12 +18,12 @@ from make_data import smooth_image
 from PIL import Image, ImageOps
 from torch import nn
 
-import evaluate
 from models import tiles
 from models.checkpoint import save_atomic
-from models.photos import read_photo, upscale_photos, write_photo
+from models.photos import read_photo, write_photo
 from models.rrdb import RRDBNet
 from models.swinir import SwinIR
+from tools.upscale import main, parse_args, upscale_photos
 
 ROOT = Path(__file__).resolve().parent.parent
 PROFILE = b"not a real profile, but kept" * 8
@@ -423,8 +423,8 @@ def run(ckpt, *args, processes=0):
     env |= {"PYTHONPATH": str(ckpt.parent), "TORCH_HOME": str(ckpt.parent / "torch"),
             "HF_HOME": str(ckpt.parent / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    return subprocess.run([sys.executable, *(launch if processes else ()), "evaluate.py", "--ckpt",
-                           str(ckpt), *map(str, args)],
+    command = ["-m", "tools.upscale", "--ckpt", str(ckpt), *map(str, args)]
+    return subprocess.run([sys.executable, *(launch if processes else ()), *command],
                           cwd=ROOT, env=env, text=True, capture_output=True, timeout=100)
 
 
@@ -441,7 +441,8 @@ def test_a_folder_of_photos(ckpt, tmp_path):
                "m=own_metric:mean")
     assert done.returncode == 1, done.stderr
     assert f"{photos}/a.png: not a readable photo" in done.stderr
-    assert "column musiq is left out" in done.stderr and "1 of 3 photos failed" in done.stderr
+    assert "upscale.py: column musiq is skipped" in done.stderr
+    assert "1 of 3 photos failed" in done.stderr
     assert "100%" in done.stderr and sorted(p.name for p in out.iterdir()) == [
         "b.png", "c.JPG", "scores.csv"]
     with torch.no_grad():
@@ -464,19 +465,18 @@ def test_a_folder_of_photos(ckpt, tmp_path):
     # The same command keeps what exists; --overwrite does not
     (photos / "a.png").unlink()
     Image.fromarray(255 - image).save(out / "b.png")
-    args = evaluate.parse_args(["--ckpt", str(path), "--lq", str(photos), "--out", str(out),
-                                "--metrics"])  # fmt: skip
-    assert evaluate.use_checkpoint(args) == 0 and [r["status"] for r in rows()] == ["kept"] * 2
+    args = parse_args(["--ckpt", str(path), "--lq", str(photos), "--out", str(out), "--metrics"])
+    assert not main(args) and [r["status"] for r in rows()] == ["kept"] * 2
     assert (np.asarray(Image.open(out / "b.png")) == 255 - image).all()
     args.overwrite = True
-    assert evaluate.use_checkpoint(args) == 0 and [r["status"] for r in rows()] == ["made"] * 2
+    assert not main(args) and [r["status"] for r in rows()] == ["made"] * 2
     assert (np.asarray(Image.open(out / "b.png")) == saved).all()
 
     # One photo more, given alone: the others' rows stay, as long as their results do
     (out / "c.JPG").unlink()
     args.lq = str(tmp_path / "single.png")
     Image.fromarray(image).save(args.lq)
-    assert evaluate.use_checkpoint(args) == 0
+    assert not main(args)
     assert [r["file"] for r in rows()] == ["b.png", "single.png"]
     assert "# photos that are not in --lq: from earlier calls" in (out / "scores.csv").read_text()
 
@@ -493,10 +493,27 @@ def test_an_error_of_torch_concerns_its_photo_alone(tmp_path, capsys):
             raise MemoryError  # Python's own has no message
         return enlarge(x), 0
 
-    _, rows = upscale_photos(files, tmp_path / "sr", upscale, {}, quiet=True)
-    assert [row[1] for row in rows] == ["failed", "failed", "made"]
+    rows = upscale_photos(files, tmp_path / "sr", upscale, {}, quiet=True)
+    assert [row["status"] for row in rows] == ["failed", "failed", "made"]
+    assert [row["width"] for row in rows] == ["8", "9", "10"]
     assert capsys.readouterr().err == (
-        f"{files[0]}: CUDA error of this size\n{files[1]}: MemoryError\n")
+        f"{files[0]}: RuntimeError: CUDA error of this size with advice\n"
+        f"{files[1]}: MemoryError\n")
+
+
+def test_a_failing_metric_leaves_its_scores_empty(tmp_path, capsys):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+
+    def too_small(x):
+        if x.shape[-1] < 32:
+            raise ValueError("metric q: needs 32 px")
+        return x.mean((1, 2, 3))
+
+    rows = upscale_photos([tmp_path / "a.png"], tmp_path / "sr", lambda x: (enlarge(x), 0),
+                          {"q": too_small, "m": lambda x: x.mean((1, 2, 3))}, quiet=True)
+    assert rows == [{"file": "a.png", "width": "8", "height": "8", "tile": "0", "status": "made",
+                     "m_lq": "0.000000", "q_sr": "0.000000", "m_sr": "0.000000"}]
+    assert capsys.readouterr().err == f"{tmp_path}/a.png: no score (metric q: needs 32 px)\n"
 
 
 def test_free_memory_is_the_machines_or_the_containers(tmp_path):
@@ -553,7 +570,7 @@ def test_two_processes_share_the_photos(ckpt, tmp_path):
         done = run(ckpt[0], "--lq", photos, "--out", out, "--extra", "m=own_metric:mean",
                    processes=processes)
         assert done.returncode == 1, done.stderr
-        for text in ("column musiq is left out", "column topiq is left out", "d.png: not a read",
+        for text in ("column musiq is skipped", "column topiq is skipped", "d.png: not a read",
                      "c.png: not a read", "1 existing files kept", "2 of 5 photos failed"):
             assert done.stderr.count(text) == 1, done.stderr
         assert ("3/3 [" if processes else "5/5 [") in done.stderr and "/2 [" not in done.stderr
@@ -577,6 +594,7 @@ def test_two_processes_share_the_photos(ckpt, tmp_path):
     (("--lq", "{tmp}/a.png", "--out", "{tmp}/b.png"), "give a folder"),
     (("--lq", "{tmp}/a.png", "--out", "{tmp}/sr", "--tile", "100"), "--tile 100"),
     (("--lq", "{tmp}/a.png", "--out", "{tmp}/sr", "--metrics", "psnr"), "needs a ground truth"),
+    (("--lq", "{tmp}/a.png", "--out", "{tmp}/sr", "--extra", "q"), "--extra q: write NAME=VALUE"),
     (("--export", "{tmp}/net.bin"), "write .pth"),
     (("--export", "{tmp}/net.pth", "--lora", "{ckpt}"), "not the lora.pt"),
 ])  # fmt: skip
@@ -584,29 +602,34 @@ def test_bad_arguments_are_refused(ckpt, tmp_path, more, message):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     args = [m.format(tmp=tmp_path, ckpt=ckpt[0]) for m in more]
     with pytest.raises((ValueError, OSError), match=message):
-        evaluate.use_checkpoint(evaluate.parse_args(["--ckpt", str(ckpt[0]), *args]))
+        main(parse_args(["--ckpt", str(ckpt[0]), *args]))
 
 
 @pytest.mark.parametrize("args, flag", [
-    ("--ckpt a.pt --export d.pth --lora-scale 0.5", "--lora-scale"),
-    ("--ckpt a.pt --export d.pth --onnx-size 8 8", "--onnx-size"),
-    ("--ckpt a.pt --export d.pth --tile 64", "--tile"),
-    ("--models A=b --out t.csv --gt g --lq l --tile 64", "--tile"),
-    ("--models A=b --out t.csv --gt g --lq l --overwrite", "--overwrite"),
-    ("--models A=b --out t.csv --gt g --lq l --lora-scale 0.5", "--lora-scale"),
-    ("--models A=b --out t.csv --gt g --lq l --lora-scale 0", "--lora-scale"),
+    ("--export d.pth --lora-scale 0.5", "--lora-scale"),
+    ("--lq b --out c --lora-scale 0", "--lora-scale"),
+    ("--export d.pth --onnx-size 8 8", "--onnx-size"),
+    ("--lq b --out c --onnx-size 8 8", "--onnx-size"),
+    ("--export d.pth --tile 64", "--tile"),
+    ("--export d.pth --tile 0", "--tile"),
+    ("--export d.pth --overwrite", "--overwrite"),
 ])
 def test_a_flag_that_would_do_nothing_is_refused(args, flag, capsys):
     with pytest.raises(SystemExit) as caught:
-        evaluate.parse_args(args.split())
+        parse_args(["--ckpt", "a.pt", *args.split()])
     assert caught.value.code == 2 and flag in capsys.readouterr().err.splitlines()[-1]
 
 
-@pytest.mark.parametrize("args", [
-    "--ckpt a.pt", "--ckpt a.pt --lq b", "--ckpt a.pt --lq b --out c --export d.pth",
-    "--ckpt a.pt --export d.pth --models A=b", "--models A=b --lora c --out t.csv --gt g --lq l",
-])  # fmt: skip
-def test_modes_do_not_mix(args, capsys):
+@pytest.mark.parametrize("args", ["", "--lq b", "--out c", "--lq b --out c --export d.pth",
+                                  "--lq b --export d.pth", "--out c --export d.pth"])
+def test_photos_and_export_do_not_mix(args, capsys):
     with pytest.raises(SystemExit) as caught:
-        evaluate.parse_args(args.split())
-    assert caught.value.code == 2 and "--ckpt" in capsys.readouterr().err
+        parse_args(["--ckpt", "a.pt", *args.split()])
+    assert caught.value.code == 2
+    assert "give --lq with --out, or --export alone" in capsys.readouterr().err
+
+
+def test_metrics_of_photos_by_default():
+    args = ["--ckpt", "a.pt", "--lq", "b", "--out", "c"]
+    assert parse_args(args).metrics == ["musiq", "topiq"]
+    assert parse_args([*args, "--metrics"]).metrics == []

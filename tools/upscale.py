@@ -1,0 +1,288 @@
+"""Enlarge your own photos with a trained network, or export the network for other programs.
+
+    python -m tools.upscale --ckpt net_g_ema.pt --lq photos/ --out sr/    # sr/NAME, sr/scores.csv
+    torchrun --nproc_per_node=4 -m tools.upscale ...                      # four processes
+    python -m tools.upscale --ckpt net_g_ema.pt --export net.safetensors  # or .pth, .onnx
+    ... --ckpt INIT --lora lora.pt --lora-scale 0.5                       # half of a fine-tuning
+
+In:  a checkpoint of SwinIR or RRDBNet (x4; train_sr.py's or a public one); a photo or a folder of
+     PNG, JPEG, WebP and TIFF files (models/photos.py says which, and what is kept of them).
+Out: --out/NAME, four times a side, in the format of the photo; --out/scores.csv, a row per photo:
+     status made, kept or failed; size and tile in LQ pixels, tile 0: whole; no-reference scores of
+     the photo (_lq) and of the result (_sr). Rerun the same command to resume: existing results are
+     kept, and scored. A photo that fails is reported, and the others are done; the exit code is
+     then 1.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from models.checkpoint import file_digest, load_file, one_line, read_csv, sha256, write_csv
+from models.distributed import clean_exit, cleanup, gather, init_distributed
+from models.export import export
+from models.lora import add_lora, load_lora, merge_lora
+from models.metrics import load_metrics, split_pairs
+from models.photos import LARGEST_SIDE, SUFFIXES, Photo, read_photo, write_photo
+from models.tiles import limit_memory, tile_size, upscale
+from models.weights import load_net
+
+SCALE = 4
+ERROR_LENGTH = 200  # characters; torch's messages may be pages long
+
+Metrics = dict[str, Callable[[Tensor], Tensor]]  # column: (1, 3, H, W) in [0, 1] -> (1,)
+
+
+# ------------------------------------------------------------------------- inputs
+
+
+def apply_lora(net: nn.Module, path: str, base: str, scale: float = 1.0) -> nn.Module:
+    """Merge a saved fine-tuning, times `scale`, into the network that it started from; in place.
+
+    path:  {"lora": lora_state(), "rank", "alpha", "targets", "base_sha256"}
+    base:  the file that `net` was read from; scale: 0 is `net`, 1 the fine-tuned network
+    Raises ValueError for a file without adapters, and for adapters of another base.
+    """
+    data = load_file(path)
+    if not {"lora", "rank", "alpha", "targets", "base_sha256"} <= set(data):
+        raise ValueError(f"{path}: not the lora.pt of a fine-tuning")
+    expected, digest = data["base_sha256"], sha256(base)
+    if digest != expected:
+        raise ValueError(f"{path}: was trained on weights of sha256 {expected[:12]}; {base} is "
+                         f"{digest[:12]}; give the file that the fine-tuning started from (--init)")
+    add_lora(net, data["targets"], data["rank"], data["alpha"] * scale)
+    load_lora(net, data["lora"])
+    return merge_lora(net).requires_grad_(False)
+
+
+def find_photos(lq: str | Path, out: str | Path) -> list[Path]:
+    """The image files of a folder (not of folders in it), or the one file.
+
+    Raises ValueError if `out` would mix results with photos, FileNotFoundError without photos.
+    """
+    lq, out = Path(lq), Path(out)
+    folder = lq if lq.is_dir() else lq.parent
+    if out.is_file() or out.suffix.lower() in SUFFIXES:
+        raise ValueError(f"--out {out}: give a folder; the photos keep their names in it")
+    if out.resolve() == folder.resolve():
+        raise ValueError(f"--out {out}: holds the photos themselves; give another folder")
+    if lq.is_file():
+        return [lq]
+    if not lq.exists():
+        raise FileNotFoundError(f"{lq}: no such photo or folder (--lq)")
+    photos = sorted(p for p in folder.glob("*") if p.suffix.lower() in SUFFIXES and p.is_file()
+                    and not p.name.startswith("."))
+    if not photos:
+        raise FileNotFoundError(f"{lq}: no {' '.join(SUFFIXES)} files there (--lq)")
+    return photos
+
+
+def load_photo_metrics(
+    metrics: list[str], extra: list[str], rank: int, device: torch.device
+) -> Metrics:
+    """Those of --metrics and --extra; unavailable ones are skipped with a line on stderr.
+
+    Raises ValueError with a line for each metric that cannot score a photo.
+    """
+    specs = {spec.partition("@")[0]: spec for spec in metrics} | split_pairs(extra, "--extra")
+    loaded, unavailable, problems = load_metrics(specs, device)
+    problems += [f"--metrics {column}: needs a ground truth, which photos do not have"
+                 for column, (kind, _) in loaded.items() if kind == "fr"]
+    if problems:
+        raise ValueError("\n".join(problems))
+    for column, reason in unavailable.items() if rank == 0 else ():
+        print(f"upscale.py: column {column} is skipped: {reason}", file=sys.stderr)
+    return {column: lambda x, metric=metric: metric(x.to(device))
+            for column, (_, metric) in loaded.items()}
+
+
+# ------------------------------------------------------------------------- photos
+
+
+def upscale_photos(
+    files: list[Path],
+    out: Path,
+    enlarge: Callable[[Tensor], tuple[Tensor, int]],
+    metrics: Metrics,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> list[dict[str, str]]:
+    """Enlarge photos into a folder under their own names and score both; a row for each photo.
+
+    enlarge: (1, 3, H, W) in [0, 1] -> (output, side of its tiles or 0); quiet: no progress bar
+    What exists in `out` is kept unless overwrite. An error is a line on stderr, and concerns its
+    photo alone.
+    """
+    Image.MAX_IMAGE_PIXELS = None  # your own photos: a large one is no attack
+    out.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for path in tqdm(files, desc=out.name, unit="photo", disable=quiet):
+        row, target = {"file": path.name}, out / path.name
+        try:
+            photo = upscale_photo(path, target, enlarge, overwrite, row)
+            if metrics:
+                row |= scores(photo, path, "lq", metrics)
+                row |= scores(read_photo(target), target, "sr", metrics)
+        except (ValueError, OSError, MemoryError, RuntimeError) as error:
+            row["status"] = "failed"
+            say(path, one_line(error, ERROR_LENGTH))
+        rows.append(row)
+    return rows
+
+
+def upscale_photo(
+    path: Path,
+    target: Path,
+    enlarge: Callable[[Tensor], tuple[Tensor, int]],
+    overwrite: bool,
+    row: dict[str, str],
+) -> Photo:
+    """Read a photo, and write the result unless it exists; fills in the row."""
+    photo = read_photo(path)
+    h, w = photo.rgb.shape[2:]
+    row |= {"width": str(w), "height": str(h)}
+    if photo.note:
+        say(path, photo.note)
+    if target.exists() and not overwrite:
+        row["status"] = "kept"
+        return photo
+    if SCALE * max(h, w) > LARGEST_SIDE.get(photo.format, 2**31):
+        raise ValueError(f"{path}: too large for {photo.format} once enlarged; convert it to PNG")
+    sr, tile = enlarge(photo.rgb)
+    row["tile"] = str(tile)
+    write_photo(photo, sr, target)
+    row["status"] = "made"
+    return photo
+
+
+def scores(photo: Photo, path: Path, side: str, metrics: Metrics) -> dict[str, str]:
+    """Scores of a photo (side "lq") or of a result ("sr"); a metric that fails gives none."""
+    row = {}
+    for column, metric in metrics.items():
+        try:
+            row[f"{column}_{side}"] = f"{metric(photo.rgb).item():.6f}"
+        except (ValueError, RuntimeError, MemoryError) as error:  # too small, or too large
+            say(path, f"no score ({one_line(error, ERROR_LENGTH)})")
+    return row
+
+
+def say(path: Path, text: str) -> None:
+    tqdm.write(text if text.startswith(str(path)) else f"{path}: {text}", file=sys.stderr)
+
+
+# ------------------------------------------------------------------------- main
+
+
+def write_scores(rows: list[dict[str, str]], metrics: Metrics, args: argparse.Namespace) -> None:
+    """Write scores.csv: these photos, and those of earlier calls whose results are still there."""
+    table = Path(args.out, "scores.csv")
+    header = ["file", "status", "width", "height", "tile",
+              *(f"{column}_{side}" for column in metrics for side in ("lq", "sr"))]
+    comments = [f"{f}: sha256 {file_digest(f)}" for f in (args.ckpt, args.lora) if f]
+    if args.lora:
+        comments.append(f"--lora-scale {args.lora_scale:g}")
+    if any(row["status"] == "kept" for row in rows):
+        comments.append("status kept: made earlier, by whichever network; only scored now")
+    names = {row["file"] for row in rows}
+    try:
+        earlier = read_csv(table, ["file"])[0] if table.is_file() else []
+    except ValueError:  # damaged, or somebody else's
+        earlier = []
+    earlier = [row for row in earlier
+               if row["file"] not in names and (table.parent / row["file"]).is_file()]
+    if earlier:
+        comments.append("photos that are not in --lq: from earlier calls")
+    lines = [[row.get(column, "") for column in header] for row in rows + earlier]
+    write_csv(table, header, sorted(lines), comments)
+
+
+def main(args: argparse.Namespace) -> bool:
+    """Returns whether a photo failed."""
+    rank, world, device = init_distributed()
+    net = load_net(args.ckpt)
+    if args.lora:
+        apply_lora(net, args.lora, args.ckpt, args.lora_scale)
+    if args.export:
+        if rank == 0:
+            print(export(net, args.export, args.onnx_size))
+        cleanup()
+        return False
+
+    # Inputs: everything is checked before the first photo
+    files, tile = find_photos(args.lq, args.out), tile_size(args.tile)
+    metrics = load_photo_metrics(args.metrics, args.extra, rank, device)
+
+    # Photos: each process takes every world-th of those that rank 0 has found
+    files, out = gather(files)[0], Path(args.out)
+    net.to(device)
+    if device.type == "cpu":
+        net(torch.zeros(1, 3, 64, 64))  # oneDNN needs memory for its start, before the limit
+        limit_memory(0.9 / world)  # so that --tile auto notices where memory runs out
+    rows = upscale_photos(
+        files[rank::world], out,
+        lambda lq: upscale(net, lq.to(device), tile, SCALE, quiet=rank > 0),
+        metrics, args.overwrite, quiet=rank > 0)
+
+    # Table
+    parts = gather(rows)
+    rows = [parts[i % world][i // world] for i in range(len(files))]
+    failed, kept = ([row["status"] for row in rows].count(s) for s in ("failed", "kept"))
+    if rank == 0:
+        if kept:
+            print(f"{out}: {kept} existing files kept, whichever network made them (--overwrite "
+                  "makes them anew)", file=sys.stderr)
+        if failed:
+            print(f"{out}: {failed} of {len(files)} photos failed", file=sys.stderr)
+        write_scores(rows, metrics, args)
+    gather()  # torchrun stops rank 0 if another rank ends with exit code 1 first
+    cleanup()
+    return failed > 0
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--ckpt", metavar="FILE", required=True, help="checkpoint of the network")
+    add("--lq", metavar="PATH", help="photo, or folder of photos, to enlarge")
+    add("--out", metavar="DIR", help="folder for the results of --lq")
+    add("--export", metavar="FILE",
+        help="write the network as .pth, .pt, .safetensors or .onnx, in place of --lq and --out")
+    add("--lora", metavar="FILE", help="lora.pt of a fine-tuning that started from --ckpt")
+    add("--lora-scale", type=float, metavar="X",
+        help="share of its adapters: 0 is --ckpt, 1 the fine-tuned network (default: 1)")
+    add("--tile", metavar="auto|N",
+        help="side of the tiles in LQ pixels; 0: whole photos; auto (the default): whole, or tiles "
+        "if memory runs out")
+    add("--overwrite", action="store_true", help="make results anew that exist in --out")
+    add("--metrics", nargs="*", default=["musiq", "topiq"], metavar="METRIC",
+        help="pyiqa's no-reference metrics to score with; NAME@FILE takes its weights from a file "
+        "(default: musiq topiq)")
+    add("--extra", nargs="+", default=[], metavar="COLUMN=METRIC",
+        help="more no-reference columns, e.g. q=demo.quality:q@runs/q.pt")
+    add("--onnx-size", type=int, nargs=2, metavar=("H", "W"), help="the .onnx's only LQ size")
+    args = parser.parse_args(argv)
+    if bool(args.export) == bool(args.lq) or bool(args.lq) != bool(args.out):
+        parser.error("give --lq with --out, or --export alone")
+    if args.lora_scale is not None and not args.lora:
+        parser.error("--lora-scale: give the adapters, --lora")
+    if args.export and (args.tile or args.overwrite):
+        parser.error("--tile and --overwrite are for photos, not for --export")
+    if args.onnx_size and not (args.export or "").endswith(".onnx"):
+        parser.error("--onnx-size: give --export FILE.onnx")
+    args.lora_scale = 1.0 if args.lora_scale is None else args.lora_scale
+    args.tile = args.tile or "auto"
+    return args
+
+
+if __name__ == "__main__":
+    with clean_exit("upscale.py"):
+        sys.exit(main(parse_args()))
