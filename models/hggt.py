@@ -115,7 +115,7 @@ def read_votes(path: str | Path, folders: list[str]) -> list[str]:
             if key.startswith("Picture_") and p["Label"] is not None
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"malformed label JSON ({error}); see Data in README.md"
+        reason = f"malformed label JSON ({error}); see docs/data.md"
         raise ValueError(f"{path}: {reason}") from error
     labels = []
     for folder in folders:
@@ -370,7 +370,7 @@ def load_sets(root: str | Path) -> MultiGT:
     """
     sets, problems = index_sets(root)
     if problems:
-        more = f" (and {len(problems) - 1} more; see --check-data)" if len(problems) > 1 else ""
+        more = f" (and {len(problems) - 1} more; see python -m tools.check --data {root})" if len(problems) > 1 else ""
         raise ValueError(problems[0] + more)
     return sets
 
