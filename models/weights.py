@@ -90,7 +90,7 @@ def _download(url: str, path: Path) -> None:
 
 
 def prefetch(name: str) -> None:
-    """Download the weights of a pyiqa metric or of VGG19Loss ("vgg19"); cached files are checked."""
+    """Download the weights of a pyiqa metric or of VGG19Loss ("vgg19"); check cached ones."""
     if name == "vgg19":
         vgg19_state()
     elif name == "qalign":  # 16 GB: downloaded, but not built
