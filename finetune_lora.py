@@ -27,6 +27,7 @@ from models.checkpoint import save_atomic, sha256
 from models.distributed import clean_exit, cleanup
 from models.lora import add_lora, lora_state, merge_lora
 from models.quality import load_quality
+from models.weights import load_like
 
 # PAPER: Sec. 8.3. SwinIR: the MLPs, rank 48, lr 5e-6 halved at 5,000 steps;
 # RealESRGAN: the convolutions inside the RRDBs, rank 24, lr 5e-5.
@@ -55,7 +56,8 @@ def main(args: argparse.Namespace) -> None:
     sets = train_sr.load_data(args)
 
     # The base network, adapted; the quality model as the reward
-    net_g, base_sha256 = train_sr.load_init(args), sha256(args.init)
+    net_g = load_like(train_sr.PRESETS[args.net]["build"](), args.init)
+    base_sha256 = sha256(args.init)
     torch.manual_seed(args.seed)
     if not args.full:
         add_lora(net_g, preset["targets"], args.lora_rank)

@@ -54,7 +54,7 @@ from models.run import TrainingRun
 from models.samplers import SAMPLERS, choose_argmax, sampling_weights
 from models.scores import cache_stem
 from models.swinir import SwinIR
-from models.weights import load_discriminator, load_net, vgg19_state
+from models.weights import load_discriminator, load_like, vgg19_state
 
 LOSSES = ("l_pix", "l_percep", "l_adv", "l_d", "l_iqa")  # of Eq. 1 and 5, columns of log.csv
 SCORING = ("sma", "smp", "amo")  # samplers that need a quality model
@@ -250,17 +250,6 @@ def gt_weights(args: argparse.Namespace, sets: MultiGT) -> np.ndarray | None:
     return sampling_weights(args.sampler, sets.labels, quality, args.tau, shape)
 
 
-def load_init(args: argparse.Namespace) -> nn.Module:
-    """The network in --init, which must be of the kind and size of --net."""
-    loaded, net = load_net(args.init), PRESETS[args.net]["build"]()
-    if type(loaded) is not type(net):
-        raise ValueError(f"{args.init}: not a {type(net).__name__}, which --net {args.net} is")
-    shapes = {k: v.shape for k, v in net.named_parameters()}
-    if shapes != {k: v.shape for k, v in loaded.named_parameters()}:
-        raise ValueError(f"{args.init}: {type(net).__name__} of another size than --net {args.net}")
-    return loaded.requires_grad_(True)
-
-
 def wrap(net: nn.Module | None, args: argparse.Namespace) -> nn.Module | None:
     """The network under DDP where there are several processes."""
     if net is None or args.world == 1:
@@ -311,7 +300,7 @@ def main(args: argparse.Namespace) -> None:
     sets = load_data(args)
     torch.manual_seed(args.seed)
     if args.init:
-        net_g = load_init(args)
+        net_g = load_like(PRESETS[args.net]["build"](), args.init)
     else:
         net_g = PRESETS[args.net]["build"]()
         if args.rank == 0 and not stage_one:

@@ -1,24 +1,24 @@
 """U-Net discriminator with spectral norm (Real-ESRGAN, Wang et al., ICCVW 2021, arXiv:2107.10833).
 
-Written for this project; names and shapes follow the public code, so that the Real-ESRGAN and
-HGGT discriminators load strictly.
+Written for this project. Names and shapes follow the public code, so the Real-ESRGAN and HGGT
+discriminators load strictly.
 """
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# The older of torch's two spectral norms: the public keys are convN.weight_orig, _u and _v. Its
-# power iteration takes one step per forward in train mode and none in eval mode.
+# The older of torch's two spectral norms, because the public keys are convN.weight_orig, _u and _v.
+# Its power iteration takes one step per forward in training mode and none in eval mode.
 from torch.nn.utils import spectral_norm
 
 
 def upsample2(x: Tensor) -> Tensor:
-    """Bilinear doubling of (B, C, H, W); pixel areas, not corners, are aligned."""
+    """Double (B, C, H, W) bilinearly; pixel areas are aligned, not corners."""
     return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
 
 
 class UNetDiscriminatorSN(nn.Module):
-    """Logit per pixel that an image is real; the defaults are the paper's network."""
+    """Per pixel, the logit that an image is real; the defaults are the paper's network."""
 
     def __init__(self, num_in_ch: int = 3, num_feat: int = 64, skip_connection: bool = True):
         super().__init__()
@@ -44,7 +44,7 @@ class UNetDiscriminatorSN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, num_in_ch, H, W) float in [0, 1] -> logits (B, 1, H, W).
 
-        Raises ValueError where H or W is not a multiple of 8, which the three halvings need.
+        Raises ValueError if H or W is not a multiple of 8, which the three halvings need.
         """
         if x.shape[2] % 8 or x.shape[3] % 8:
             raise ValueError(f"discriminator: {x.shape[2]}x{x.shape[3]} px; sides must divide by 8")

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from models.checkpoint import replacing, save_atomic
 from models.rrdb import RRDBNet
-from models.swinir import shifted_window_mask
 
 
 def export(net: nn.Module, path: str, onnx_size: tuple[int, int] | None = None) -> str:
@@ -82,8 +81,6 @@ def write_onnx(
         raise ValueError(f"{path}: torch {torch.__version__} is too old for it; 2.6 is needed")
     net = copy.deepcopy(net).cpu().eval().requires_grad_(False)
     window = getattr(net, "window_size", 1)
-    if window > 1:  # a cache by size would fix the size
-        net._mask = lambda h, w, device: shifted_window_mask(h, w, window, device)
     x = torch.rand(1, 3, *(size or (3 * window + 16, 5 * window + 16)),
                    generator=torch.Generator().manual_seed(0))
     shapes = None

@@ -1,7 +1,7 @@
 """RRDBNet x4 (ESRGAN, Wang et al., ECCVW 2018, arXiv:1809.00219), the generator of Real-ESRGAN.
 
-Written for this project; names and shapes follow the public code (BasicSR), so that the
-Real-ESRGAN, HGGT and ESRGAN weights load strictly and give the same output.
+Written for this project. Names and shapes follow the public code (BasicSR), so the Real-ESRGAN,
+HGGT and ESRGAN weights load strictly and give the same output.
 """
 
 import re
@@ -28,7 +28,7 @@ OLD_NAMES = (
 
 
 def modern_name(key: str) -> str:
-    """BasicSR's name of an RRDBNet key; old ESRGAN names change, all others stay."""
+    """BasicSR's name of an RRDBNet key: old ESRGAN names change, all others stay."""
     for pattern, name in OLD_NAMES:
         key, count = re.subn(pattern, name, key)
         if count:
@@ -37,7 +37,7 @@ def modern_name(key: str) -> str:
 
 
 class ResidualDenseBlock(nn.Module):
-    """Five 3x3 convolutions, each on the concatenation of all before it; scaled skip."""
+    """Five 3x3 convolutions, each on the input and all outputs before it; with a scaled skip."""
 
     def __init__(self, num_feat: int, num_grow_ch: int):
         super().__init__()
@@ -61,7 +61,7 @@ class ResidualDenseBlock(nn.Module):
 
 
 class RRDB(nn.Module):
-    """Three dense blocks; scaled skip."""
+    """Three dense blocks with a scaled skip."""
 
     def __init__(self, num_feat: int, num_grow_ch: int):
         super().__init__()
@@ -109,40 +109,26 @@ class RRDBNet(nn.Module):
 
     @classmethod
     def matches(cls, state: Mapping[str, Tensor]) -> bool:
-        """Whether the state dict is some RRDBNet's, in the new or the old spelling."""
+        """Whether the state dict is of an RRDBNet, with new or old names."""
         return {"conv_first.weight", "body.0.rdb1.conv1.weight"} <= set(map(modern_name, state))
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> "RRDBNet":
-        """The network of a state dict, sizes read from its keys and shapes, loaded strictly.
+        """The network of a state dict, whose keys and shapes give the settings.
 
-        Raises ValueError naming the first keys that are missing, unexpected or of another shape.
+        Raises ValueError for another kind of network, and torch's RuntimeError for keys that are
+        missing, unexpected or of another shape.
         """
         if not cls.matches(state):
             raise ValueError(f"not an RRDBNet state dict: {len(state)} keys, {list(state)[:3]} ...")
         state = {modern_name(k): v for k, v in state.items()}
         num_feat, num_in_ch = state["conv_first.weight"].shape[:2]
-        if num_in_ch != 3:  # 12 or 48: the public x2 and x1 nets, which unshuffle pixels first
+        if num_in_ch != 3:  # the public x2 and x1 nets have 12 and 48: they unshuffle pixels first
             raise ValueError(f"RRDBNet: weights with {num_in_ch} input channels are not of x4 RGB")
         net = cls(
             num_feat=num_feat,
             num_block=len({k.split(".")[1] for k in state if k.startswith("body.")}),
             num_grow_ch=state["body.0.rdb1.conv1.weight"].shape[0],
         )
-        _load_strictly(net, state)
+        net.load_state_dict(state)
         return net
-
-
-def _load_strictly(net: nn.Module, state: Mapping[str, Tensor]) -> None:
-    own = net.state_dict()
-    wrong = [f"missing {k}" for k in own if k not in state]
-    wrong += [f"unexpected {k}" for k in state if k not in own]
-    wrong += [
-        f"{k} is {tuple(state[k].shape)} instead of {tuple(v.shape)}"
-        for k, v in own.items()
-        if k in state and state[k].shape != v.shape
-    ]
-    if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise ValueError(f"weights do not fit {type(net).__name__}: {', '.join(wrong[:3])}{more}")
-    net.load_state_dict(state)

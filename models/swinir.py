@@ -1,8 +1,8 @@
 """SwinIR x4 (Liang et al., ICCVW 2021, arXiv:2108.10257), the paper's transformer generator.
 
-Written for this project; module names, shapes and buffers follow the public code, so that the
-official SwinIR, HGGT and BasicSR weights load strictly and give the same output. Within the
-blocks tensors are (B, H, W, C).
+Written for this project. Module names, shapes and buffers follow the public code, so the official
+SwinIR, HGGT and BasicSR weights load strictly and give the same output. Tensors inside the blocks
+are (B, H, W, C).
 """
 
 import math
@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K, as in the public code
-# Added to the logits of token pairs that are no neighbours in the image. The public buffers hold
-# -100, whose softmax is a denormal number: the same result, but a CPU takes 1.3 times as long.
+# Added to the logits of token pairs that are not neighbours in the image. The public buffers hold
+# -100, whose softmax is a denormal number: same result, but a CPU takes 1.3 times as long.
 MASKED, PUBLIC_MASKED = -1000.0, -100.0
-CACHED_MASKS = 4  # sizes kept; a tiled image has at most four (inside, right, bottom, corner)
-LARGEST_KEPT_MASK = 2**24  # values, 64 MiB: of 512 x 512 LQ pixels
+CACHED_MASKS = 4  # sizes; an image's tiles have at most four (inner, right, bottom, corner)
+LARGEST_KEPT_MASK = 2**24  # values, 64 MiB: the mask of 512 x 512 LQ pixels
 
 
 def window_partition(x: Tensor, window: int) -> Tensor:
@@ -51,9 +51,9 @@ def shifted_window_mask(
 ) -> Tensor:
     """Attention mask of the windows shifted by window // 2: (windows, window^2, window^2) float32.
 
-    The cyclic shift wraps the first rows and columns round to the end, into windows that they share
-    with others: 0 where query and key were neighbours before it, `masked` where they were not.
-    h and w are multiples of window.
+    The cyclic shift moves the first rows and columns to the end, so windows there mix pixels from
+    opposite borders. The mask is 0 for pairs that were neighbours before the shift, `masked` for
+    the others. h and w are multiples of window.
     """
     wrapped_row = torch.arange(h, device=device) >= h - window // 2
     wrapped_col = torch.arange(w, device=device) >= w - window // 2
@@ -65,7 +65,7 @@ def shifted_window_mask(
 def reflect_pad(x: Tensor, multiple: int) -> Tensor:
     """Reflect (B, C, H, W) at the right and bottom until H and W are multiples of `multiple`.
 
-    By index, because F.pad refuses a padding as large as the image; a side of 1 is repeated.
+    It selects by index, because F.pad refuses a padding as large as the image. A side of 1 repeats.
     """
     for dim in (2, 3):
         size = x.shape[dim]
@@ -78,7 +78,7 @@ def reflect_pad(x: Tensor, multiple: int) -> Tensor:
 
 
 class Mlp(nn.Module):
-    """Linear, GELU, linear on the last dimension."""
+    """Linear, GELU, linear, on the last dimension."""
 
     def __init__(self, dim: int, hidden: int):
         super().__init__()
@@ -112,15 +112,15 @@ class WindowAttention(nn.Module):
         bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)
         if mask is not None:
             bias = bias + mask[:, None]  # (windows, heads, tokens, tokens)
-        # Not F.scaled_dot_product_attention: a bias that needs a gradient rules out its fast CPU
-        # kernel, and training took 1.2 to 1.8 times as long in it.
+        # Not F.scaled_dot_product_attention: its fast CPU kernel cannot take a bias that needs a
+        # gradient, and with the slow one training took 1.2 to 1.8 times as long.
         attention = (self.scale * q) @ k.transpose(-2, -1) + bias
         x = attention.softmax(dim=-1) @ v
         return self.proj(x.transpose(2, 3).reshape(b, n, t, c))  # (B, windows, tokens, C)
 
 
 class SwinBlock(nn.Module):
-    """Window attention and MLP, each after a LayerNorm and with a skip."""
+    """Window attention, then an MLP; each follows a LayerNorm and has a skip."""
 
     def __init__(
         self, dim: int, num_heads: int, window: int, shifted: bool, hidden: int, img_size: int
@@ -133,7 +133,7 @@ class SwinBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, hidden)
         if shifted:
-            # Held for the public state dict alone: forward gets its mask from the whole net.
+            # Kept only for the public state dict; forward takes its mask from SwinIR.
             mask = shifted_window_mask(img_size, img_size, window, masked=PUBLIC_MASKED)
             self.register_buffer("attn_mask", mask)
 
@@ -148,14 +148,14 @@ class SwinBlock(nn.Module):
         y = window_reverse(y, self.window, h, w)  # (B, H, W, C)
         if self.shift:
             y = y.roll((self.shift, self.shift), dims=(1, 2))
-        # ASSUMED: no stochastic depth (the public code's default is drop_path_rate 0.1; the paper
-        # is silent), so that a training step depends on its draws alone.
+        # ASSUMED: no stochastic depth (the paper is silent, the public code's default is
+        # drop_path_rate 0.1), so that a training step depends on its draws alone.
         x = x + y
         return x + self.mlp(self.norm2(x))
 
 
 class ResidualSwinGroup(nn.Module):
-    """`depth` Swin blocks, every second one shifted, then a 3x3 convolution; with a skip (RSTB)."""
+    """RSTB: `depth` Swin blocks, every second one shifted, then a 3x3 convolution; with a skip."""
 
     def __init__(
         self, dim: int, depth: int, num_heads: int, window: int, hidden: int, img_size: int
@@ -179,10 +179,10 @@ class ResidualSwinGroup(nn.Module):
 class SwinIR(nn.Module):
     """SwinIR for x4 super-resolution of RGB images; the defaults are the paper's network.
 
-    img_size: LQ pixels per side of the stored `attn_mask` buffers; any input size works.
-    upsampler: "pixelshuffle" (the paper's) or "nearest+conv" (the public real-world models').
-    num_feat: channels of the upsampling tail; every public model has 64.
-    Raises ValueError for a setting that the network does not have.
+    img_size:  LQ pixels per side of the stored `attn_mask` buffers; any input size works
+    upsampler: "pixelshuffle" (the paper's) or "nearest+conv" (the public real-world models')
+    num_feat:  channels of the upsampling tail; every public model has 64
+    Raises ValueError for an unsupported setting.
     """
 
     def __init__(
@@ -228,7 +228,7 @@ class SwinIR(nn.Module):
         self.norm = nn.LayerNorm(embed_dim)
         self.conv_after_body = nn.Conv2d(embed_dim, embed_dim, 3, 1, 1)
 
-        # Slope 0.01 here, but 0.2 after the other convolutions of the nearest+conv tail.
+        # The slope is 0.01 here, but 0.2 after the other convolutions of the nearest+conv tail.
         self.conv_before_upsample = nn.Sequential(
             nn.Conv2d(embed_dim, num_feat, 3, 1, 1), nn.LeakyReLU(0.01)
         )
@@ -251,6 +251,8 @@ class SwinIR(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def _mask(self, h: int, w: int, device: torch.device) -> Tensor:
+        if torch.compiler.is_compiling():  # an exported graph computes it, for any size
+            return shifted_window_mask(h, w, self.window_size, device)
         key = (h, w, device)
         if key in self._masks:
             return self._masks[key]
@@ -264,8 +266,8 @@ class SwinIR(nn.Module):
     def forward(self, lq: Tensor) -> Tensor:
         """(B, 3, H, W) float in [0, 1], any H and W >= 1 -> (B, 3, 4H, 4W), not clamped."""
         h, w = lq.shape[2:]
-        # ASSUMED: pad only what the window needs, as the official SwinIR does (HGGT's copy adds a
-        # whole window where the size already divides; weights are interchangeable).
+        # ASSUMED: pad only up to whole windows, as the official SwinIR does. HGGT's copy adds a
+        # whole window to a size that is a multiple already; the weights are interchangeable.
         x = reflect_pad(lq, self.window_size)
         mask = self._mask(x.shape[2], x.shape[3], x.device).to(x.dtype)
 
@@ -287,7 +289,7 @@ class SwinIR(nn.Module):
 
     @classmethod
     def matches(cls, state: Mapping[str, Tensor]) -> bool:
-        """Whether the state dict is some SwinIR's; from_state says whether it is one of ours."""
+        """Whether the state dict is of a SwinIR, perhaps of one that from_state cannot build."""
         return {
             "conv_first.weight",
             "layers.0.residual_group.blocks.0.attn.relative_position_bias_table",
@@ -295,9 +297,10 @@ class SwinIR(nn.Module):
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> "SwinIR":
-        """The network of a state dict, settings read from its keys and shapes, loaded strictly.
+        """The network of a state dict, whose keys and shapes give the settings.
 
-        Raises ValueError naming the first keys that are missing, unexpected or of another shape.
+        Raises ValueError for another kind of network, and torch's RuntimeError for keys that are
+        missing, unexpected or of another shape.
         """
         if not cls.matches(state):
             raise ValueError(f"not a SwinIR state dict: {len(state)} keys, {list(state)[:3]} ...")
@@ -326,20 +329,5 @@ class SwinIR(nn.Module):
             )
         except KeyError as key:
             raise ValueError(f"not the state dict of a SwinIR x4: missing {key}") from None
-        _load_strictly(net, state)
+        net.load_state_dict(state)
         return net
-
-
-def _load_strictly(net: nn.Module, state: Mapping[str, Tensor]) -> None:
-    own = net.state_dict()
-    wrong = [f"missing {k}" for k in own if k not in state]
-    wrong += [f"unexpected {k}" for k in state if k not in own]
-    wrong += [
-        f"{k} is {tuple(state[k].shape)} instead of {tuple(v.shape)}"
-        for k, v in own.items()
-        if k in state and state[k].shape != v.shape
-    ]
-    if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise ValueError(f"weights do not fit {type(net).__name__}: {', '.join(wrong[:3])}{more}")
-    net.load_state_dict(state)

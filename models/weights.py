@@ -1,24 +1,57 @@
+"""Weight files: networks and discriminators from checkpoints, VGG19 and metrics from the caches.
+
+A file that does not fit raises a one-line ValueError that names it.
+"""
+
 import os
+import urllib.request
+from pathlib import Path
+
 import torch
-from torch import nn
+from torch import Tensor, nn
+
 from models.checkpoint import load_file, one_line, read_state
-from models.losses import _cached_vgg19, _read_state
+from models.iqa import PREFETCH, checked_digest, load_fr, load_iqa, online
+from models.losses import VGG19_URL
 from models.rrdb import RRDBNet
 from models.swinir import SwinIR
 
 
-def load_net(path):
+def load_net(path: str | Path) -> nn.Module:
+    """The x4 network in a checkpoint, SwinIR or RRDBNet by its keys: on the CPU, eval mode, frozen.
+
+    Raises ValueError for anything else (networks of other scales have other keys or shapes).
+    """
     state = read_state(path)
-    kind = next((cls for cls in (SwinIR, RRDBNet) if cls.matches(state)), None)
+    kind = next((kind for kind in (SwinIR, RRDBNet) if kind.matches(state)), None)
     if kind is None:
-        raise ValueError(f"{path}: neither a SwinIR nor an RRDBNet checkpoint")
+        raise ValueError(f"{path}: neither a SwinIR nor an RRDBNet checkpoint ({len(state)} "
+                         f"weights, the first {next(iter(state))})")
+    return _build(kind, state, path).eval().requires_grad_(False)
+
+
+def load_like(net: nn.Module, path: str | Path) -> nn.Module:
+    """The network in a checkpoint, which must be of the kind and size of `net`; ready to train."""
+    state, kind = read_state(path), type(net)
+    if not kind.matches(state):
+        raise ValueError(f"{path}: not a {kind.__name__}, which --net asks for")
+    loaded = _build(kind, state, path)
+    # Parameters only: the stored attention masks may be for another image size
+    shapes = {k: v.shape for k, v in net.named_parameters()}
+    if shapes != {k: v.shape for k, v in loaded.named_parameters()}:
+        raise ValueError(f"{path}: {kind.__name__} of another size than --net asks for")
+    return loaded
+
+
+def _build(kind: type, state: dict[str, Tensor], path: str | Path) -> nn.Module:
     try:
-        return kind.from_state(state).eval().requires_grad_(False)
-    except (ValueError, RuntimeError) as error:
-        raise ValueError(f"{path}: {one_line(error)}") from error
+        return kind.from_state(state)
+    except Exception as error:  # shapes that no network has make almost anything fail
+        raise ValueError(f"{path}: {one_line(error, 300)}") from error
 
 
-def load_discriminator(net_d, path):
+def load_discriminator(net_d: nn.Module, path: str | Path) -> None:
+    """Load a discriminator from a run's last.pt or a public net_d file into `net_d`."""
     data = load_file(path)
     state = data["net_d"] if "net_d" in data else read_state(path)
     try:
@@ -27,5 +60,45 @@ def load_discriminator(net_d, path):
         raise ValueError(f"{path}: holds no discriminator of this size for --init-d") from error
 
 
-def vgg19_state():
-    return _read_state(_cached_vgg19())
+def vgg19_state() -> dict[str, Tensor]:
+    """torchvision's VGG19 for VGG19Loss, from the torch hub cache or downloaded into it.
+
+    Raises FileNotFoundError if it is missing and cannot be downloaded, ValueError if it is damaged.
+    """
+    path = Path(torch.hub.get_dir(), "checkpoints", os.path.basename(VGG19_URL))
+    if not path.is_file():
+        try:
+            _download(VGG19_URL, path)
+        except (OSError, RuntimeError) as error:  # RuntimeError: another SHA-256
+            raise FileNotFoundError(
+                f"no VGG19 weights: {path} is missing and cannot be downloaded ({error}); on a "
+                f"machine with a network, run: {PREFETCH} vgg19 (it fetches {VGG19_URL})"
+            ) from error
+    checked_digest(path)
+    return load_file(path)
+
+
+def _download(url: str, path: Path) -> None:
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        raise OSError("HF_HUB_OFFLINE is set")
+    # torch.hub has no time limit, and a cluster without a network may drop packets: ask first
+    urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=1.5).close()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.split("-")[1])
+
+
+def prefetch(name: str) -> None:
+    """Download the weights of a pyiqa metric or of VGG19Loss ("vgg19"); check cached ones."""
+    if name == "vgg19":
+        vgg19_state()
+    elif name == "qalign":  # 16 GB: downloaded, but not built
+        from huggingface_hub import snapshot_download
+
+        snapshot_download("q-future/one-align", local_files_only=not online())
+    else:
+        from pyiqa.default_model_configs import DEFAULT_CONFIGS
+
+        full_reference = DEFAULT_CONFIGS.get(name, {}).get("metric_mode") == "FR"
+        (load_fr if full_reference else load_iqa)(name, "cpu")

@@ -7,8 +7,11 @@ import hashlib
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import threading
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -101,9 +104,8 @@ def test_higher_better_keeps_its_sign_and_takes_a_weight_file(tmp_path, images):
     net = CNNIQA(pretrained=None).eval()
     torch.save({"params": net.state_dict()}, tmp_path / "own.pth")
     expected = net(images).reshape(3).detach()
-    for metric in (load_iqa(f"cnniqa@{tmp_path / 'own.pth'}", "cpu"),
-                   load_iqa("cnniqa", "cpu", weights=str(tmp_path / "own.pth"))):
-        torch.testing.assert_close(metric(images), expected, rtol=0, atol=0)
+    metric = load_iqa(f"cnniqa@{tmp_path / 'own.pth'}", "cpu")
+    torch.testing.assert_close(metric(images), expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("function", ["mean", "column", "cube", "conv"])
@@ -193,7 +195,7 @@ def test_one_image_at_a_time_where_the_metric_needs_it(images):
 
 
 def test_musiq_copies_nothing_to_the_gpu():
-    """Traced with tensors that claim to be on one. As pyiqa has it, 13 copies hold the GPU up."""
+    """On fake CUDA tensors Q makes no host-to-device copies; pyiqa's own MUSIQ makes 13."""
     from pyiqa.archs.musiq_arch import MUSIQ
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -293,19 +295,21 @@ def test_loosely_loaded_file_must_fit(tmp_path):
             load_fr(f"stlpips@{tmp_path / 'wrong.pth'}", "cpu")
 
 
-# Counts what tries to reach a network, as _network's own refusal would swallow it uncounted; the
-# public names are taken by files of random weights, so their hashes are not looked at.
+# Counts the attempts to reach a network. Files of random weights bear the public names, so hashes
+# in names are ignored.
 OFFLINE = """
-import importlib, json, re, socket, sys, time, types
-import models.iqa, models.losses
+import importlib, re, socket, sys, time
+import models.iqa
 tries = []
 def refuse(*args, **kwargs):
     tries.append(args)
     raise OSError("a network attempt")
 socket.getaddrinfo = socket.create_connection = socket.socket.connect = refuse
-models.iqa.mock = types.SimpleNamespace(patch=models.iqa.mock.patch, Mock=lambda **_: refuse)
-models.iqa.NAMED_HASH = models.losses.NAMED_HASH = re.compile("(?!)")
+models.iqa.NAMED_HASH = re.compile("(?!)")
 """
+
+
+NO_NETWORK = {"HF_HUB_OFFLINE": "", "HF_ENDPOINT": "http://127.0.0.1:9"}
 
 
 def run_offline(code, folder, **variables):
@@ -328,38 +332,59 @@ def test_missing_weights_end_within_two_seconds_and_say_how_to_prefetch(tmp_path
                     print(f"{time.monotonic() - start:.2f}|{name}|{len(tries)}|{error}")
         assert "pyiqa" not in sys.modules
     """
-    nowhere = {"HF_HUB_OFFLINE": "", "HF_ENDPOINT": "http://127.0.0.1:9"}
-    for variables, most in (({}, 0), (nowhere, 1)):  # the latter asks once whether there is one
+    for variables, most in (({}, 0), (NO_NETWORK, 1)):  # without the flag it asks once
         done = run_offline(code, tmp_path, **variables)
         assert done.returncode == 0, done.stderr
         lines = [line.split("|") for line in done.stdout.splitlines()]
         assert len(lines) == 8
         for seconds, name, tries, message in lines:
             assert float(seconds) < 2 and int(tries) <= most
-            assert message.endswith(f"run: python -m models.iqa prefetch {name}")
+            assert message.endswith(f"run: python -m tools.prefetch {name}")
             assert f"{tmp_path}/" in message
 
 
-def test_another_metrics_missing_weights_are_not_fetched_offline(tmp_path):
+@pytest.mark.parametrize("variables, most", [({}, 0), (NO_NETWORK, 1)], ids=["flag", "no-network"])
+def test_another_metrics_missing_weights_are_not_fetched_offline(tmp_path, variables, most):
+    """Neither pyiqa's own file (cnniqa), torchvision's (tres) nor timm's backbone (hyperiqa)."""
     code = """if True:
-        from unittest import mock
-        models.iqa.mock = mock  # _network's refusal is wanted here: nothing may get beyond it
-        for name in ("cnniqa", "hyperiqa"):  # pyiqa's own file, and timm's backbone
+        import pyiqa
+        for name in ("cnniqa", "tres", "hyperiqa"):
+            start = time.monotonic()
             try:
                 models.iqa.load_iqa(name, "cpu")
             except models.iqa.MetricUnavailable as error:
-                print(len(tries), error)
+                print(f"{time.monotonic() - start:.2f}|{name}|{len(tries)}|{error}")
     """
-    done = run_offline(code, tmp_path)
-    lines = done.stdout.splitlines()
-    assert len(lines) == 2, done.stderr
-    for name, line in zip(("cnniqa", "hyperiqa"), lines, strict=True):
-        assert line.startswith("0 ") and line.endswith(f"python -m models.iqa prefetch {name}")
+    done = run_offline(code, tmp_path, **variables)
+    lines = [line.split("|") for line in done.stdout.splitlines()]
+    assert [line[1] for line in lines] == ["cnniqa", "tres", "hyperiqa"], done.stderr
+    for seconds, name, tries, message in lines:
+        assert int(tries) <= most and float(seconds) < 20
+        assert message.endswith(f"run: python -m tools.prefetch {name}")
+
+
+def test_a_server_that_does_not_answer_ends_the_download(tmp_path, monkeypatch):
+    """It accepts the connection, as some firewalls do, and then sends nothing."""
+    from pyiqa.archs import cnniqa_arch
+    from pyiqa.utils import download_util
+
+    monkeypatch.setattr(download_util, "DEFAULT_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(iqa, "online", lambda: True)
+    monkeypatch.setattr(iqa, "STALL_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/cnniqa.pth"
+        monkeypatch.setitem(cnniqa_arch.default_model_urls, "koniq10k", url)
+        giving_up = threading.Timer(30, server.close)  # or the test could last for ever
+        giving_up.start()
+        with pytest.raises(MetricUnavailable, match="timed out"):
+            load_iqa("cnniqa", "cpu")
+        giving_up.cancel()
+    assert socket.getdefaulttimeout() is None and not list(tmp_path.iterdir())
 
 
 @pytest.fixture(scope="module")
 def prefetched(tmp_path_factory):
-    """A folder as of prefetch --into, with random weights of MUSIQ and VGG19."""
+    """A folder as `tools.prefetch --into` makes it, with random weights of MUSIQ and VGG19."""
     import torchvision
 
     folder = tmp_path_factory.mktemp("weights")
@@ -417,11 +442,13 @@ def test_runs_with_the_prefetched_folder_try_no_network(prefetched, tmp_path):
 
 def test_prefetch_keeps_what_is_there_and_names_what_is_missing(prefetched):
     code = f"""if True:
-        models.iqa.main(["prefetch", "musiq", "vgg19", "--into", {str(prefetched)!r}])
+        from tools.prefetch import main, parse_args
+        main(parse_args(["musiq", "vgg19", "--into", {str(prefetched)!r}]))
         try:
-            models.iqa.main(["prefetch", "lpips", "qalign", "musik", "--into", {str(prefetched)!r}])
+            main(parse_args(["lpips", "qalign", "musik", "--into", {str(prefetched)!r}]))
         except ValueError as error:
             print(error)
+        assert not tries
     """
     done = run_offline(code, prefetched / "elsewhere")
     assert done.returncode == 0, done.stderr
@@ -430,8 +457,21 @@ def test_prefetch_keeps_what_is_there_and_names_what_is_missing(prefetched):
     assert lines[2] == lines[3] == (
         f"For runs without a network: export TORCH_HOME={prefetched}/torch "
         f"HF_HOME={prefetched}/huggingface HF_HUB_OFFLINE=1")
+    assert len(lines) == 7
     for line, name in zip(lines[4:], ("lpips", "qalign", "musik"), strict=True):
-        assert name in line
+        assert line.startswith(f"{name}: ")
+
+
+def test_prefetch_ends_with_exit_code_2_and_a_line_per_problem(tmp_path):
+    command = [sys.executable, "-m", "tools.prefetch", "vgg19", "vgg19", "--into", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"HF_HUB_OFFLINE": "1"}, text=True,
+                          capture_output=True, timeout=100)
+    assert done.returncode == 2 and done.stdout.startswith("For runs without a network: export ")
+    lines = done.stderr.splitlines()
+    assert len(lines) == 2
+    for line in lines:
+        assert line.startswith("prefetch.py: vgg19: ") and str(tmp_path) in line
+        assert "run: python -m tools.prefetch vgg19" in line
 
 
 def test_paper_files_are_those_that_pyiqa_and_torchvision_load():
@@ -444,8 +484,7 @@ def test_paper_files_are_those_that_pyiqa_and_torchvision_load():
     for files in iqa.PAPER_FILES.values():
         for file in (f for f in sum(files.values(), []) if not f.startswith("models--")):
             assert f"{Path(file).name}'" in source or f"/{Path(file).name}\"" in source, file
-    assert losses.VGG19_URL == iqa.VGG19_URL in source
-    assert losses.NAMED_HASH.pattern == iqa.NAMED_HASH.pattern
+    assert losses.VGG19_URL in source
 
 
 def test_a_file_that_is_not_what_its_name_says_is_refused(tmp_path, monkeypatch):
@@ -465,9 +504,51 @@ def test_a_file_that_is_not_what_its_name_says_is_refused(tmp_path, monkeypatch)
         with pytest.raises(ValueError, match="truncated or not the public file") as caught:
             load_iqa(name, "cpu")
         assert str(file) in str(caught.value) and "delete it" in str(caught.value)
-    # without a hash in the name: what is more than tensors is refused all the same
+
+
+class Payload:
+    """Unpickled in full, it makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_pyiqa_unpickles_nothing_but_tensors_and_all_is_put_back(tmp_path, monkeypatch):
+    import scipy.io
+    from huggingface_hub import constants
+    from pyiqa.utils import download_util
+
+    def settings():
+        return (torch.load, scipy.io.loadmat, constants.HF_HUB_OFFLINE, socket.getdefaulttimeout(),
+                urllib.request._opener)
+
+    monkeypatch.setattr(download_util, "DEFAULT_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(iqa, "NAMED_HASH", re.compile("(?!)"))
-    torch.save({"params": pytest.approx}, cached)
-    with pytest.raises(ValueError, match="not a weight file of plain tensors"):
+    monkeypatch.setattr(urllib.request, "_opener", urllib.request.build_opener())
+    before = settings()
+    cached, made = tmp_path / "CNNIQA_koniq10k-e6f14c91.pth", tmp_path / "made"
+    torch.save({"params": Payload(made)}, cached)
+    with pytest.raises(ValueError, match="not a weight file of plain tensors") as caught:
         load_iqa("cnniqa", "cpu")
-    assert torch.load.__module__ == "torch.serialization"  # put back
+    assert not made.exists() and len(str(caught.value).splitlines()) == 1
+    assert settings() == before
+    torch.load(cached, weights_only=False)
+    assert made.exists()  # so the file would have done it
+
+
+def test_matlab_files_are_listed_and_checked_too(tmp_path, monkeypatch):
+    import numpy as np
+    import scipy.io
+    from pyiqa.utils import download_util
+
+    monkeypatch.setattr(download_util, "DEFAULT_CACHE_DIR", str(tmp_path))
+    file = tmp_path / "niqe_modelparameters.mat"
+    scipy.io.savemat(file, {"mu_prisparam": np.zeros((1, 36)), "cov_prisparam": np.eye(36)})
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert load_iqa("niqe", "cpu").weights == f"{file.name} sha256 {digest[:12]}"
+    file.write_bytes(b"<html>captive portal</html>")
+    with pytest.raises(ValueError, match="niqe_modelparameters.mat: not a weight file"):
+        load_iqa("niqe", "cpu")

@@ -485,7 +485,7 @@ STAGE2 = ("--sampler", "amo", "--init", "stage1/net_g_ema.pt", "--out", "bad")
         ("HGGT/Train/labels/0-4/A/img00.json: not a readable weight file",
          ("--init", "HGGT/Train/labels/0-4/A/img00.json")),
         ("not a RRDBNet", ("--net", "rrdb_tiny")),
-        ("of another size than --net swinir", ("--net", "swinir")),
+        ("of another size than --net asks for", ("--net", "swinir")),
         ("needs labels", ("--sampler", "upos", "--data", "HGGT/Train/images/0-4/original")),
         ("--sampler amo, not rand; give another --out", ("--sampler", "rand", "--out", "amo")),
     ],

@@ -1,0 +1,214 @@
+"""Networks, discriminators and VGG19 from files: what loads, and what is refused in one line."""
+
+import hashlib
+import time
+import urllib.error
+
+import pytest
+import torch
+import torchvision
+from spandrel.architectures.SwinIR import SwinIR as PublicSwinIR
+
+from models import weights
+from models.checkpoint import save_atomic
+from models.discriminator import UNetDiscriminatorSN
+from models.losses import VGG19_URL
+from models.rrdb import RRDBNet
+from models.swinir import SwinIR
+from models.weights import load_discriminator, load_like, load_net, vgg19_state
+
+SWINIR = dict(embed_dim=12, depths=(2,), num_heads=(2,), img_size=16)
+RRDB = dict(num_feat=8, num_block=1, num_grow_ch=4)
+
+
+def one_line(error, *parts):
+    text = str(error.value)
+    assert "\n" not in text and len(text) < 600
+    assert all(str(part) in text for part in parts), text
+
+
+@pytest.mark.parametrize("net", [SwinIR(**SWINIR), RRDBNet(**RRDB)], ids=["swinir", "rrdb"])
+@pytest.mark.parametrize("wrapping", ["params_ema", "params", None])
+def test_load_net_tells_the_kind_and_gives_a_frozen_net(net, wrapping, tmp_path):
+    state = net.state_dict()
+    save_atomic({wrapping: state} if wrapping else state, tmp_path / "net.pth")
+    loaded = load_net(tmp_path / "net.pth")
+    assert type(loaded) is type(net) and not loaded.training
+    assert not any(p.requires_grad for p in loaded.parameters())
+    assert {p.device.type for p in loaded.parameters()} == {"cpu"}
+    lq = torch.rand(1, 3, 9, 14)
+    with torch.no_grad():
+        assert torch.equal(loaded(lq), net.eval()(lq)) and loaded(lq).shape == (1, 3, 36, 56)
+
+
+def refused():
+    swin, rrdb = SwinIR(**SWINIR).state_dict(), RRDBNet(**RRDB).state_dict()
+    settings = dict(embed_dim=12, depths=(2,), num_heads=(2,), img_size=16, window_size=8,
+                    mlp_ratio=2, resi_connection="1conv")
+
+    def public(upscale, upsampler):
+        return PublicSwinIR(upscale=upscale, upsampler=upsampler, **settings).state_dict()
+
+    table = "layers.0.residual_group.blocks.0.attn.relative_position_bias_table"
+    yield "foreign", torch.nn.Linear(2, 2).state_dict(), "neither a SwinIR nor an RRDBNet"
+    yield "cut", {k: v for k, v in swin.items() if "conv_last" not in k}, '"conv_last.weight"'
+    yield "more", swin | {"conv_up3.weight": torch.zeros(1)}, '"conv_up3.weight"'
+    yield "shape", swin | {"conv_last.bias": torch.zeros(1)}, "for conv_last.bias"
+    yield "absurd", swin | {table: torch.zeros(3)}, "index"
+    yield "heads", swin | {table: torch.zeros(225, 0)}, "ZeroDivisionError"
+    yield "blocks", rrdb | {"body.2.rdb1.conv1.bias": torch.zeros(8)}, '"body.1.rdb1.conv1.weight"'
+    # other scales
+    yield "rrdb_x2", rrdb | {"conv_first.weight": torch.zeros(8, 12, 3, 3)}, "12 input channels"
+    yield "swinir_x2", public(2, "pixelshuffle"), '"upsample.2.weight"'
+    yield "swinir_x3", public(3, "pixelshuffle"), '"upsample.2.weight"'
+    yield "swinir_x8", public(8, "pixelshuffle"), '"upsample.4.weight"'
+    yield "light_x4", public(4, "pixelshuffledirect"), "conv_before_upsample"
+
+
+@pytest.mark.filterwarnings("ignore:torch.meshgrid")  # spandrel's
+@pytest.mark.parametrize("name, state, part", list(refused()), ids=[name for name, *_ in refused()])
+def test_load_net_refuses_in_one_line_that_names_the_file(name, state, part, tmp_path):
+    save_atomic({"params": state}, tmp_path / f"{name}.pt")
+    with pytest.raises(ValueError) as error:
+        load_net(tmp_path / f"{name}.pt")
+    one_line(error, tmp_path / f"{name}.pt", part)
+
+
+def test_load_net_needs_a_file(tmp_path):
+    with pytest.raises(FileNotFoundError) as error:
+        load_net(tmp_path / "none.pt")
+    one_line(error, "none.pt: no such file")
+    (tmp_path / "junk.pt").write_bytes(b"<html>")
+    with pytest.raises(ValueError) as error:
+        load_net(tmp_path / "junk.pt")
+    one_line(error, "junk.pt: not a readable weight file")
+
+
+def test_load_like_takes_the_same_kind_and_size_only(tmp_path):
+    path, net = tmp_path / "net.pt", SwinIR(**SWINIR)
+    save_atomic({"params": net.state_dict()}, path)
+    loaded = load_like(SwinIR(**SWINIR | {"img_size": 32}), path)  # its masks differ, no matter
+    assert loaded.training and all(p.requires_grad for p in loaded.parameters())
+    assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in net.state_dict().items())
+    for other, message in (
+        (RRDBNet(**RRDB), "not a RRDBNet, which --net asks for"),
+        (SwinIR(**SWINIR | {"embed_dim": 24}), "SwinIR of another size than --net asks for"),
+        (SwinIR(**SWINIR | {"depths": (3,)}), "SwinIR of another size than --net asks for"),
+    ):
+        with pytest.raises(ValueError) as error:
+            load_like(other, path)
+        one_line(error, path, message)
+    save_atomic({k: v for k, v in net.state_dict().items() if "conv_last" not in k}, path)
+    with pytest.raises(ValueError) as error:
+        load_like(net, path)
+    one_line(error, path, "conv_last.weight")
+
+
+def test_load_like_takes_the_old_names_of_esrgan(tmp_path):
+    net = RRDBNet(**RRDB)
+    old = {k.replace("conv_hr", "HRconv").replace("conv_up", "upconv"): v
+           for k, v in net.state_dict().items()}
+    assert old.keys() != net.state_dict().keys()
+    save_atomic(old, tmp_path / "old.pth")
+    loaded = load_like(RRDBNet(**RRDB), tmp_path / "old.pth").state_dict()
+    assert all(torch.equal(v, loaded[k]) for k, v in net.state_dict().items())
+
+
+@pytest.mark.parametrize("key", ["net_d", "params", None])
+def test_load_discriminator(key, tmp_path):
+    net_d, path = UNetDiscriminatorSN(num_feat=2), tmp_path / "d.pt"
+    state = net_d.state_dict()
+    save_atomic({key: state, "step": 3} if key == "net_d" else {key: state} if key else state, path)
+    other = UNetDiscriminatorSN(num_feat=2)
+    load_discriminator(other, path)
+    assert all(torch.equal(v, state[k]) for k, v in other.state_dict().items())
+    with pytest.raises(ValueError) as error:
+        load_discriminator(UNetDiscriminatorSN(num_feat=3), path)
+    one_line(error, path, "holds no discriminator of this size for --init-d")
+
+
+def test_load_discriminator_refuses_other_contents(tmp_path):
+    for content in ({"net_d": None}, {"net_d": [1]}, {"net_d": {"conv0.weight": 3}}):
+        save_atomic(content, tmp_path / "d.pt")
+        with pytest.raises(ValueError) as error:
+            load_discriminator(UNetDiscriminatorSN(num_feat=2), tmp_path / "d.pt")
+        one_line(error, "d.pt: holds no discriminator")
+
+
+# VGG19
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """An empty torch hub cache."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    return tmp_path / "hub/checkpoints"
+
+
+def test_vgg_without_weights_or_network_fails_at_once(monkeypatch, hub):
+    def offline(request, timeout):
+        assert timeout <= 5
+        raise urllib.error.URLError("Name or service not known")
+
+    monkeypatch.setattr(weights.urllib.request, "urlopen", offline)
+    start = time.perf_counter()
+    with pytest.raises(FileNotFoundError) as error:
+        vgg19_state()
+    assert time.perf_counter() - start < 2
+    one_line(error, VGG19_URL, hub / "vgg19-dcbb9e9d.pth", "Name or service not known",
+             "python -m tools.prefetch vgg19")
+
+
+def test_vgg_offline_tries_no_network(monkeypatch, hub):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # as with HF_HUB_OFFLINE=1 at the start
+    monkeypatch.setattr(weights.urllib.request, "urlopen", None)
+    with pytest.raises(FileNotFoundError) as error:
+        vgg19_state()
+    one_line(error, hub, "HF_HUB_OFFLINE is set", "python -m tools.prefetch vgg19")
+
+
+def test_vgg_downloads_are_checked_and_kept(monkeypatch, hub, tmp_path):
+    made = tmp_path / "made.pth"
+    torch.save({"features.0.bias": torch.arange(3.0)}, made)
+    digest = hashlib.sha256(made.read_bytes()).hexdigest()[:8]
+    good = made.rename(tmp_path / f"vgg19-{digest}.pth")
+    bad = tmp_path / "vgg19-0123abcd.pth"
+    bad.write_bytes(good.read_bytes())
+    monkeypatch.setattr(weights, "VGG19_URL", good.as_uri())
+    for _ in range(2):
+        assert vgg19_state()["features.0.bias"].tolist() == [0, 1, 2]
+        good.unlink(missing_ok=True)  # the second time it comes from the cache
+    monkeypatch.setattr(weights, "VGG19_URL", bad.as_uri())
+    with pytest.raises(FileNotFoundError) as error:
+        vgg19_state()
+    one_line(error, hub / bad.name, "invalid hash value")
+    assert [path.name for path in hub.iterdir()] == [good.name]
+
+
+def test_vgg_in_the_cache_must_be_the_public_file(monkeypatch, hub):
+    features = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["E"])
+    state = {f"features.{k}": v for k, v in features.state_dict().items()}
+    hub.mkdir(parents=True)
+    torch.save(state, hub / "made.pth")
+    digest = hashlib.sha256((hub / "made.pth").read_bytes()).hexdigest()[:8]
+    monkeypatch.setattr(weights, "VGG19_URL", f"https://example.org/vgg19-{digest}.pth")
+    cached = (hub / "made.pth").rename(hub / f"vgg19-{digest}.pth")
+    loaded = vgg19_state()
+    assert loaded.keys() == state.keys() and all(torch.equal(loaded[k], state[k]) for k in state)
+    with open(cached, "ab") as file:
+        file.write(b"0")
+    with pytest.raises(ValueError) as error:
+        vgg19_state()
+    one_line(error, cached, "not the public file", "delete it")
+
+
+@pytest.mark.parametrize("junk", [b"", b"<html>captive portal</html>", b"PK\x03\x04cut off"])
+def test_a_damaged_vgg_without_a_hash_in_its_name_is_named(monkeypatch, hub, junk):
+    monkeypatch.setattr(weights, "VGG19_URL", "https://example.org/vgg19.pth")
+    hub.mkdir(parents=True)
+    (hub / "vgg19.pth").write_bytes(junk)
+    with pytest.raises(ValueError) as error:
+        vgg19_state()
+    one_line(error, hub / "vgg19.pth")
