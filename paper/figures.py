@@ -145,7 +145,7 @@ def close_ups(sr: np.ndarray, reference: np.ndarray, size: int) -> list[tuple[in
     """Two windows with most incoherent energy: in a flat area, and elsewhere, apart from it.
 
     sr, reference: (H, W) of `high_pass`. Flat: the tenth of the windows where the reference has
-    least energy. Returns [(top, left), (top, left)].
+    the least energy. Returns [(top, left), (top, left)].
     """
     noise, detail = window_sums(incoherent(sr, reference), size), window_sums(reference**2, size)
     flat = detail <= np.quantile(detail, 0.1)
@@ -638,7 +638,7 @@ def noise_lines(rows: Means, quality: str) -> str:
 
 
 def save_gain_figures(test: TestSet, args: argparse.Namespace) -> None:
-    """Figures 4 and 6: UPos, AMO and AMO+FT where AMO+FT gains little to much over UPos."""
+    """Figures 4 and 6: UPos, AMO and AMO+FT, from small to large gains of AMO+FT over UPos."""
     rows, given = (POSITIVES, BASE, TUNED), args.images
     ranked = {net: at_quantiles(test.gains(net, args.quality, POSITIVES, TUNED), 5)
               for net in test.nets_with(rows, "figures 4 and 6")}
@@ -669,7 +669,7 @@ def save_all_rows(test: TestSet, args: argparse.Namespace) -> None:
 
 
 def save_noise_figures(test: TestSet, args: argparse.Namespace, means: Means) -> None:
-    """Figures 3 and 5: naive against LoRA where naive has a little to much more noise."""
+    """Figures 3 and 5: naive against LoRA, from small to large differences in their noise."""
     given = args.images
     ranked = {net: at_quantiles(test.gains(net, "noise", TUNED, NAIVE), 3)
               for net in test.nets_with((BASE, TUNED, NAIVE), "figures 3 and 5")}

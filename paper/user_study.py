@@ -177,7 +177,7 @@ def make_key(args: argparse.Namespace, names: list[str], digest: str) -> dict:
 
 
 def is_made(out: Path, key: dict, key_text: str) -> bool:
-    """Whether `out` holds this study, whole; ValueError if it holds anything else."""
+    """Whether `out` already holds all of this study; ValueError if it holds anything else."""
     if not out.exists() or out.is_dir() and not any(out.iterdir()):
         return False
     old = out / "key.json"
@@ -222,7 +222,7 @@ def make(args: argparse.Namespace) -> None:
         print(f"{out}: already holds this study, nothing written")
         return
 
-    # Pages and key: the folder appears whole or not at all
+    # Pages and key: the folder appears complete or not at all
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     temporary.mkdir()
