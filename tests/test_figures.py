@@ -1,4 +1,4 @@
-"""figures.py: hand-made tables and tiny images; the paper's numbers; each bad input."""
+"""paper/figures.py: hand-made tables and tiny images; the paper's numbers; each bad input."""
 
 import csv
 import os
@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from paper import figures
-from figures import (
+from models.checkpoint import read_csv
+from paper import draw, figures
+from paper.draw import overlap, place_labels
+from paper.figures import (
     at_quantiles,
     best_window,
     close_ups,
@@ -19,14 +21,11 @@ from figures import (
     high_pass,
     incoherent,
     main,
-    overlap,
     parse_args,
-    place_labels,
     structured_noise,
     table7,
     window_sums,
 )
-from models.checkpoint import read_csv
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = ("UPos", "AMO", "UPos+FT", "AMO+FT", "AMO+FT_full")
@@ -176,13 +175,23 @@ def test_planes_turn_lower_is_better_axes_and_tell_ours_from_the_papers():
     assert figures.plane_figure({"SwinIR-AMO": {"q": 40.0}}, paper) is None
 
 
+def test_rows_that_the_paper_does_not_have_are_gray_and_last_in_the_legend():
+    ours = {"SwinIR-Mine": {"psnr": 25.0, "q": 40.0}, "SwinIR-AMO": {"psnr": 24.0, "q": 50.0}}
+    fig = figures.plane_figure(ours, {})
+    handles = fig.legends[0].legend_handles
+    assert [h.get_label() for h in handles] == ["AMO", "Mine", "SwinIR, ours",
+                                                "SwinIR, the paper's"]
+    assert handles[1].get_color() == "gray" != handles[0].get_color()
+    figures.plt.close(fig)
+
+
 @pytest.mark.parametrize(("naive", "text"), [(90.0, "NOT at equal"), (52.0, "at about equal")])
 def test_the_noise_figure_says_whether_quality_is_equal(tmp_path, naive, text):
     make_run(tmp_path)
-    test = figures.Test({"0001": tmp_path / "gt/0001.png"}, tmp_path / "lq", tmp_path / "sr")
+    test = figures.TestSet({"0001": tmp_path / "gt/0001.png"}, tmp_path / "lq", tmp_path / "sr")
     rows = (("AMO", 0.0, 20.0), ("AMO+FT", 0.1, 50.0), ("AMO+FT_full", 0.2, naive))
     noise = {f"SwinIR-{row}": {"noise": n, "quality": q} for row, n, q in rows}
-    fig = figures.noise_figure(test, {"SwinIR": ["0001"]}, "q", noise)
+    fig = figures.noise_figure(test, [("SwinIR", "0001")], "q", noise)
     texts = "\n".join(t.get_text() for t in fig.texts)
     figures.plt.close(fig)
     assert text in texts and f"Mean Q is {naive} for naive, 50.0 for LoRA, 20.0" in texts
@@ -248,7 +257,8 @@ def finished(tmp_path_factory):
     """A run of the real script for one network, and what it printed."""
     root = tmp_path_factory.mktemp("run")
     make_run(root)
-    command = [sys.executable, "figures.py", *arguments(root, "--reference", str(root / "clean"))]
+    command = [sys.executable, "-m", "paper.figures",
+               *arguments(root, "--reference", str(root / "clean"))]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     return root, result.stdout
@@ -262,7 +272,7 @@ PICTURES = ["figure2", "figure3", "figure4", "figure5", "figure6", "figure8", "c
 def test_every_picture_is_made_and_not_blank(finished, name):
     root, printed = finished
     image = np.asarray(Image.open(root / "results" / f"{name}.png").convert("L"))
-    assert image.shape[1] == figures.WIDTH * figures.DPI and image.shape[0] > 150
+    assert image.shape[1] == draw.WIDTH * draw.DPI and image.shape[0] > 150
     assert image.std() > 10
     assert f"{name}.png: written" in printed
     assert not list((root / "results").glob(".*"))  # nothing half-written is left
@@ -330,7 +340,7 @@ def test_the_images_are_chosen_by_gain_or_by_name(tmp_path, monkeypatch):
 
 
 def test_what_is_missing_is_said(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(figures, "DPI", 30)
+    monkeypatch.setattr(draw, "DPI", 30)
     monkeypatch.setattr(figures, "plane_figure", lambda *_: None)
     results = make_run(tmp_path)
     for name in ("figure2.csv", "table6.csv"):
@@ -368,10 +378,10 @@ BAD = {
                   "table6.csv: row 'x' has too few or too many cells"),
     "binary table": (lambda r: (r / "results/table6.csv").write_bytes(b"\xff\xfe\x00"), [],
                      "table6.csv: not a CSV text file"),
-    "no such quality": (None, ["--quality", "liqe"], "name one of its columns judge, q"),
+    "no such quality": (None, ["--quality", "liqe"], "use one of its columns judge, q"),
     "empty held-out": (None, ["--held-out", "musiq"], "--held-out musiq: no scores in"),
-    "no such image": (None, ["--images", "9999"], "image 9999: not both in"),
-    "image not in gt": (lambda r: (r / "gt/0006.png").unlink(), [], "image 0006: not both in"),
+    "no such image": (None, ["--images", "9999"], "image 9999: not in both"),
+    "image not in gt": (lambda r: (r / "gt/0006.png").unlink(), [], "image 0006: not in both"),
     "SR absent": (lambda r: (r / "sr/SwinIR-AMO/0002.png").unlink(), [],
                   "SwinIR-AMO/0002.png: no such image"),
     "SR of other size": (lambda r: shrink(r / "sr/SwinIR-AMO/0002.png"), [],
@@ -413,7 +423,8 @@ def test_flags_that_do_not_go_together(capsys, flags, message):
 
 
 def test_the_script_says_what_is_wrong_in_one_line(tmp_path):
-    result = subprocess.run([sys.executable, "figures.py", "--results", str(tmp_path / "none")],
-                            cwd=ROOT, capture_output=True, text=True, timeout=60)
+    result = subprocess.run([sys.executable, "-m", "paper.figures", "--results",
+                             str(tmp_path / "none")], cwd=ROOT, capture_output=True, text=True,
+                            timeout=60)
     assert result.returncode == 2
     assert result.stderr == f"figures.py: --results {tmp_path / 'none'}: no such folder\n"

@@ -1,4 +1,4 @@
-"""report.py: the file without a browser, the page driven in Chromium, each bad input."""
+"""paper/report.py: the file without a browser, the page driven in Chromium, each bad input."""
 
 import base64
 import io
@@ -14,8 +14,9 @@ import pytest
 from make_data import make_hggt, smooth_image
 from PIL import Image
 
-from paper import report
 from models.checkpoint import write_csv
+from paper import page as paper_page
+from paper import report
 
 ROOT = Path(__file__).resolve().parent.parent
 EVIL = "<script>window.hurt=1<!--"  # a model's name: one that would end or begin a script
@@ -187,10 +188,23 @@ def test_a_full_disk_leaves_the_old_page(tmp_path, monkeypatch):
 
 def test_the_script_says_what_is_wrong_in_one_line(tmp_path):
     flags = [f"--{flag}={tmp_path / 'none'}" for flag in ("results", "sr", "gt", "lq")]
-    result = subprocess.run([sys.executable, "report.py", *flags], cwd=ROOT, capture_output=True,
-                            text=True, timeout=60)
+    result = subprocess.run([sys.executable, "-m", "paper.report", *flags], cwd=ROOT,
+                            capture_output=True, text=True, timeout=60)
     assert result.returncode == 2
     assert result.stderr == f"report.py: --results {tmp_path / 'none'}: no such folder\n"
+
+
+def test_a_page_is_filled_in_one_pass_and_no_part_ends_its_script(tmp_path, monkeypatch):
+    monkeypatch.setattr(paper_page, "FOLDER", tmp_path)
+    (tmp_path / "slider.js").write_text('const a = "</ScRipt><!--", b = "\\1 @DATA@";')
+    (tmp_path / "x.html").write_text("<p>@TITLE@</p>"
+                                     "<script>@DATA@</script><script>@SLIDER@</script>")
+    html = paper_page.fill("x.html", {"a": "</script><!-- @TITLE@"}, TITLE="\\1 @SLIDER@")
+    assert html == ('<p>\\1 @SLIDER@</p>'
+                    '<script>{"a": "\\u003c/script>\\u003c!-- @TITLE@"}</script>'
+                    '<script>const a = "\\x3c/ScRipt>\\x3c!--", b = "\\1 @DATA@";</script>')
+    with pytest.raises(KeyError, match="TITLE"):
+        paper_page.fill("x.html", {})
 
 
 # ------------------------------------------------------------------------- the page

@@ -1,4 +1,4 @@
-"""user_study.py: the design, the page driven in Chromium, the analysis, the refused files."""
+"""paper/user_study.py: the design, the page driven in Chromium, the analysis, the refused files."""
 
 import base64
 import csv
@@ -14,8 +14,8 @@ import pytest
 from make_data import smooth_image
 from PIL import Image, PngImagePlugin
 
-from paper import user_study
 from demo import report
+from paper import user_study
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("Model-Alpha+FT", "Model-Beta")
@@ -29,8 +29,8 @@ def run(command: str):
 
 
 def cli(*arguments) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "user_study.py", *map(str, arguments)], cwd=ROOT,
-                          capture_output=True, text=True, timeout=60)
+    return subprocess.run([sys.executable, "-m", "paper.user_study", *map(str, arguments)],
+                          cwd=ROOT, capture_output=True, text=True, timeout=60)
 
 
 def make_folders(root: Path, n: int, size: tuple[int, int] = (24, 32)) -> str:
@@ -193,7 +193,7 @@ def test_votes_cast_by_mouse_keyboard_and_touch_are_analysed(browser, small_stud
     page.keyboard.press("1")
     wait_for(page, 4)
 
-    # Reload goes on; Back shows the old vote and takes another
+    # A reload keeps the votes; Back shows the old vote and takes another
     page.reload()
     wait_for(page, 4)
     assert page.locator("#bar").evaluate("b => b.value / b.max") == 0.5
@@ -358,7 +358,7 @@ def test_bad_vote_files_are_refused_by_name(study, tmp_path):
         bad("open", "rater03", finished=False): "unfinished, 25 of 25",
         bad("pair", "rater04", votes=lambda v: [v[0] | {"id": "rater05-01"}, *v[1:]]):
             "pair rater05-01 is not one of rater04's",
-        bad("edited", votes=flip, checksum=checksum): "the checksum does not fit",
+        bad("edited", votes=flip, checksum=checksum): "wrong checksum",
         bad("twice", "rater05", votes=lambda v: [*v, v[0]]): "votes twice",
         bad("empty", "rater06", votes=lambda v: [{"id": x["id"]} for x in v], checksum=""):
             "malformed votes",
@@ -468,7 +468,7 @@ def cut(file: Path):
     file.write_bytes(data[:60] + b"\0" * 40 + data[100:])
 
 
-def grey(file: Path):
+def gray(file: Path):
     Image.new("L", (32, 24)).save(file)
 
 
@@ -476,7 +476,7 @@ def grey(file: Path):
     (remove, r"Model-Beta/bridge-in-fog-002.png: missing, but the other folder has it"),
     (resize, r"Model-Beta/bridge-in-fog-002.png: 16x24, but .*Alpha.*002.png is 32x24"),
     (cut, r"Model-Beta/bridge-in-fog-002.png: (unreadable|not a PNG)"),
-    (grey, r"Model-Beta/bridge-in-fog-002.png: 8-bit grey PNG"),
+    (gray, r"Model-Beta/bridge-in-fog-002.png: 8-bit gr[ae]y PNG"),
 ])  # fmt: skip
 def test_bad_images_are_refused_by_name(tmp_path, spoil, message):
     command = make_folders(tmp_path, 4)
@@ -491,7 +491,7 @@ def test_bad_settings_are_refused_and_studies_kept(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     same = command.replace(f"{NAMES[1]}={tmp_path / NAMES[1]}", f"{NAMES[1]}={tmp_path / NAMES[0]}")
     for bad, message in [
-        (f"{command} --raters 3 --pairs 5", "--pairs 5: there are 4 images only"),
+        (f"{command} --raters 3 --pairs 5", "--pairs 5: there are only 4 images"),
         (f"{command} --raters 3 --pairs 2", "equally often; give a multiple of 4"),
         (f"{command} --raters 0 --pairs 4", "--raters and --pairs: at least 1"),
         (f"{same} --pairs 4", "the same images as in"),
@@ -504,7 +504,7 @@ def test_bad_settings_are_refused_and_studies_kept(tmp_path, capsys):
     run(f"{command} --raters 2 --pairs 2 --out {out}")
     before = {p.name: p.read_bytes() for p in out.iterdir()}
     run(f"{command} --raters 2 --pairs 2 --out {out}")
-    assert "holds this study already" in capsys.readouterr().out
+    assert "already holds this study" in capsys.readouterr().out
     result = cli(*command.split(), "--raters", 2, "--pairs", 2, "--seed", 1, "--out", out)
     assert result.returncode == 2 and len(result.stderr.splitlines()) == 1
     assert f"{out}: exists with other content" in result.stderr
