@@ -370,8 +370,8 @@ def load_sets(root: str | Path) -> MultiGT:
     """
     sets, problems = index_sets(root)
     if problems:
-        more = f" (and {len(problems) - 1} more; see python -m tools.check --data {root})" if len(problems) > 1 else ""
-        raise ValueError(problems[0] + more)
+        others = f" (and {len(problems) - 1} more; see python -m tools.check --data {root})"
+        raise ValueError(problems[0] + others * (len(problems) > 1))
     return sets
 
 

@@ -14,7 +14,6 @@ from models.degradations import (
     apply_degradation,
     blur_kernel,
     crop_with_margin,
-    degrade_patch,
     draw_degradation,
     usm_sharpen,
 )

@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from paper import user_study
 from demo import data, quality, report
 from evaluate import check_pairs, find_realsr
 from models.checkpoint import save_atomic
 from models.hggt import load_sets
+from paper import user_study
 
 ROOT = Path(__file__).resolve().parent.parent
 SEED, LIMIT = 3, 2
