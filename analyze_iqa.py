@@ -22,7 +22,6 @@ the code of your own metric, delete its file in scores/.
 """
 
 import argparse
-import csv
 import functools
 import importlib
 import os
@@ -34,11 +33,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy.stats import rankdata
 
 from models.checkpoint import read_csv, write_csv
 from models.distributed import clean_exit, cleanup, init_distributed, rank_zero_first
 from models.hggt import load_sets
 from models.iqa import load_iqa
+from models.pairs import COLUMNS, Pairs, read_pairs
 from models.scores import Scores, cache_stem, keep_decoded, score_images
 
 # PAPER: Table 6, best first; the first seven are Table 1's
@@ -58,7 +59,6 @@ DISPLAY = {
 TOP = 7  # PAPER: Sec. 3.1, metrics that go on to phase II and HGGT
 RESAMPLES = 1000  # of the bootstrap
 DECODED_BYTES = 2**32  # of images that all processes keep for the next metric
-COLUMNS = ("image1", "image2", "score", "model1", "model2")  # of a manifest
 PROTOCOL = (  # of Tables 1, 2, 3, 6
     "accuracy: share of the pairs on which the metric prefers the image that most raters do; "
     "equal quality is a miss",
@@ -131,13 +131,6 @@ def bootstrap(verdict: np.ndarray, seed: int) -> np.ndarray:
     return 100 * np.percentile(accuracies, [2.5, 97.5], axis=0).T
 
 
-def average_ranks(values: np.ndarray) -> np.ndarray:
-    """(n, K) -> (n, K), rank of each value within its row from 1; equals share their mean rank."""
-    below = (values[:, None, :] < values[:, :, None]).sum(2)
-    equal = (values[:, None, :] == values[:, :, None]).sum(2)
-    return below + (equal + 1) / 2
-
-
 def set_measures(quality: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """SRC, PM and NM of one metric on the sets with a negative (paper Sec. 3.2, Table 4).
 
@@ -153,7 +146,8 @@ def set_measures(quality: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     # misaligned; the paper says "the fraction of quintuplets".
     lowest = {v: np.where(labels == v, quality, np.inf).min(1) for v in (1, 0)}
     highest = {v: np.where(labels == v, quality, -np.inf).max(1) for v in (0, -1)}
-    x, y = (r - r.mean(1, keepdims=True) for r in map(average_ranks, (quality, labels)))
+    ranks = (rankdata(values, axis=1) for values in (quality, labels))  # equals share their mean
+    x, y = (r - r.mean(1, keepdims=True) for r in ranks)
     spread = np.sqrt((x**2).sum(1) * (y**2).sum(1))
     src = (x * y).sum(1)[spread > 0] / spread[spread > 0]
     return {
@@ -209,16 +203,6 @@ class Metric(NamedTuple):
     spec: str  # what load_iqa takes
 
 
-class Pairs(NamedTuple):
-    image1: np.ndarray  # (n,) paths
-    image2: np.ndarray  # (n,)
-    score: np.ndarray  # (n,) fraction of raters that prefer image2
-    models: list[tuple[str, str]] | None = None  # n
-
-    def take(self, rows: np.ndarray) -> "Pairs":
-        return Pairs(self.image1[rows], self.image2[rows], self.score[rows])
-
-
 class Sets(NamedTuple):
     names: list[str]  # n, of the sets that have a negative
     images: np.ndarray  # (n, K) paths, the original first
@@ -265,57 +249,6 @@ def resolve_args(args: argparse.Namespace) -> None:
     if args.reference not in names:
         raise ValueError(f"--reference {args.reference}: not among {', '.join(names)}; name one")
     args.columns, args.metrics, args.phase2_metrics = columns, metrics, phase2
-
-
-def read_manifest(path: str, columns: dict[str, str]) -> list[dict[str, str | None]]:
-    """Rows of a CSV image1,image2,score[,model1,model2], under these names.
-
-    columns: the file's own names of those columns, where they differ
-    """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"{path}: no such manifest; expected a CSV image1,image2,score")
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            table = csv.DictReader(line for line in file if not line.startswith("#"))
-            rows, header = list(table), table.fieldnames or []
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: not a CSV text file ({error})") from error
-    names = {key: columns.get(key, key) for key in COLUMNS}
-    if not {"model1", "model2"} & {*columns, *header}:
-        del names["model1"], names["model2"]
-    if absent := [name for name in names.values() if name not in header]:
-        raise ValueError(f"{path}: no column {', '.join(absent)} in {','.join(header)}; "
-                         "name the file's own with --columns image1=... image2=... score=...")
-    if not rows:
-        raise ValueError(f"{path}: no pairs below the header")
-    return [{key: row[name] for key, name in names.items()} for row in rows]
-
-
-def read_pairs(path: str, columns: dict[str, str]) -> Pairs:
-    """The pairs of a manifest, see `read_manifest`.
-
-    Raises ValueError naming the absent columns, or the first problems and their number.
-    """
-    rows, folder = read_manifest(path, columns), os.path.dirname(os.path.abspath(path))
-    names = {row[side] for row in rows for side in ("image1", "image2")}
-    images = {name: os.path.normpath(os.path.join(folder, name or "")) for name in names}
-    absent = {name for name, image in images.items() if not os.path.isfile(image)}
-    score, problems = [], []
-    for number, row in enumerate(rows, 1):
-        problems += [f"pair {number}: no image {name!r}"
-                     for name in (row["image1"], row["image2"]) if name in absent]
-        try:
-            score.append(float(row["score"]))
-            if not 0 <= score[-1] <= 1:
-                raise ValueError
-        except (ValueError, TypeError):
-            problems.append(f"pair {number}: score {row['score']!r} is not in [0, 1]")
-    if problems:
-        raise ValueError(f"{path}: {len(problems)} problems: " + "; ".join(problems[:3])
-                         + "; ..." * (len(problems) > 3))
-    models = [(r["model1"], r["model2"]) for r in rows] if "model1" in rows[0] else None
-    image1, image2 = (np.array([images[r[side]] for r in rows], object) for side in COLUMNS[:2])
-    return Pairs(image1, image2, np.array(score), models)
 
 
 def read_sets(root: str) -> Sets:
