@@ -170,6 +170,9 @@ class Demo:
                  f"--out {runs}/stage1"),
             Step("judge", ("data",), f"-m demo.quality --data {data} --which judge "
                  f"--out {runs}/judge.pt --seed {self.seed}", shown=True, makes=runs / "judge.pt"),
+            Step("analysis", ("q", "judge"), f"analyze_iqa.py --pairs {data}/SBS180K/train.csv "
+                 f"--pairs-test {data}/SBS180K/test.csv --sets {data}/HGGT --metrics q={self.q} "
+                 f"judge={self.judge} piqe --reference q --out {self.results}", shown=True),
         ]
         for base, sampler in reversed(SAMPLERS.items()):
             steps.append(Step(base, ("q", "stage1"), f"train_sr.py {training} {STAGE_TWO} "
@@ -188,9 +191,6 @@ class Demo:
         model = f"{self.label}-{{0}}={runs}/{{0}}/net_g_ema.pt".format
         metrics = f"--metrics psnr ssim --extra q={self.q} judge={self.judge}"
         return [
-            Step("analysis", ("q", "judge"), f"analyze_iqa.py --pairs {data}/SBS180K/train.csv "
-                 f"--pairs-test {data}/SBS180K/test.csv --sets {data}/HGGT --metrics q={self.q} "
-                 f"judge={self.judge} piqe --reference q --out {results}", shown=True),
             Step("table5", ("judge", *self.rows), "evaluate.py --models "
                  f"{' '.join(map(model, self.rows))} {self.test} {metrics} --save-sr {runs}/sr "
                  f"--out {results}/table5.csv", shown=True),

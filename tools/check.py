@@ -135,7 +135,8 @@ def check_machine(commands: list[Command]) -> list[str]:
 
 def checks_of(commands: list[Command]) -> Iterator[Check]:
     """What the commands need, in their order, with repetitions."""
-    folders = {str(Path(args.out)) for script, args, _ in commands if script in TRAINING}
+    written = {str(Path(args.out)) for script, args, _ in commands
+               if script in TRAINING and args.out}
     for script, args, _ in commands:
         metrics = []
         if script == "analyze_iqa.py":
@@ -150,9 +151,9 @@ def checks_of(commands: list[Command]) -> Iterator[Check]:
             metrics = [names.get(name, name) for name in specs if name not in ("psnr", "ssim")]
         else:
             yield check_sets, args.data, args.sampler in ("upos", "smp")
-            if args.init and str(Path(args.init).parent) not in folders:
+            if args.init and str(Path(args.init).parent) not in written:
                 yield check_init, args.net, args.init
-            if args.init_d and str(Path(args.init_d).parent) not in folders:
+            if args.init_d and str(Path(args.init_d).parent) not in written:
                 yield check_discriminator, args.net, args.init_d
             if args.sampler in ("sma", "smp", "amo") or getattr(args, "lambda_q", 0):
                 metrics += args.iqa
