@@ -28,8 +28,8 @@ from models.discriminator import UNetDiscriminatorSN
 from models.distributed import clean_exit
 from models.hggt import check_data, index_sets, load_sets
 from models.iqa import load_iqa
-from models.metrics import FULL_REFERENCE, NO_REFERENCE
-from models.weights import load_discriminator, prefetch
+from models.metrics import pyiqa_name
+from models.weights import load_discriminator, load_like, prefetch
 
 SCRIPTS = {f"{script.__name__}.py": script
            for script in (analyze_iqa, train_sr, finetune_lora, evaluate)}
@@ -86,7 +86,7 @@ def check_file(path: str) -> None:
 
 def check_init(net: str, path: str) -> None:
     """--init loads as the network that --net names."""
-    train_sr.load_checked(argparse.Namespace(net=net, init=path))
+    load_like(train_sr.PRESETS[net]["build"](), path)
     print(f"{path}: weights of {net}")
 
 
@@ -103,7 +103,7 @@ def check_metric(name: str) -> None:
             load_iqa(name, "cpu")
         else:
             prefetch(name)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         raise ValueError(f"{name}: {one_line(error)}") from error
     print(f"{name}: ready", flush=True)
 
@@ -147,8 +147,7 @@ def checks_of(commands: list[Command]) -> Iterator[Check]:
         elif script == "evaluate.py":
             yield (check_realsr, args.realsr) if args.realsr else (check_test, args.gt, args.lq)
             specs = [*args.metrics, *(extra.split("=", 1)[1] for extra in args.extra)]
-            names = FULL_REFERENCE | NO_REFERENCE  # as pyiqa calls them
-            metrics = [names.get(name, name) for name in specs if name not in ("psnr", "ssim")]
+            metrics = [pyiqa_name(name) for name in specs if name not in ("psnr", "ssim")]
         else:
             yield check_sets, args.data, args.sampler in ("upos", "smp")
             if args.init and str(Path(args.init).parent) not in written:
