@@ -1,35 +1,35 @@
 #!/usr/bin/env bash
 # The paper, from data to tables, as a list of commands. Rerun this script after an interruption:
-# finished rows are skipped, the others resume. DRY=1 prints commands that you can copy.
+# finished rows are skipped, the others resume.
 #
-#   bash run_all.sh                              the demo: minutes on two CPU cores, no downloads
-#   bash run_all.sh demo --net rrdb --seeds 1 2  the demo with other settings (see demo/run.py)
+#   bash run_all.sh                              the demo: minutes on two CPU cores
+#   bash run_all.sh demo --net rrdb --seeds 1 2  the demo with other settings (demo/run.py)
 #   bash run_all.sh paper                        the paper: 1,764 GPU hours of training (A100)
-#   DRY=1 bash run_all.sh paper                  print the commands and stop
-#   ONLY='SwinIR-AMO*' bash run_all.sh paper     the steps that match a shell pattern: names of
-#       rows, analysis, table5, table8, figures, study, report; two: ONLY='@(table5|figures)'
-#   SEED=1 bash run_all.sh paper                 another seed, in runs/seed1, results/paper-seed1
+#   DRY=1 bash run_all.sh paper                  print the commands, to copy, and stop
+#   ONLY='SwinIR-AMO*' bash run_all.sh paper     only the steps that match a shell pattern: rows,
+#       analysis, table5, table8, figures, study, report; several: ONLY='@(table5|figures)'
+#   SEED=1 bash run_all.sh paper                 another seed, in runs/seed1 and results/paper-seed1
 #
-# The hours follow from Sec. 8.2: on four A100 23 h per training of SwinIR, 32 h of RealESRGAN and
-# 3.5 h per fine-tuning. Each network has 7 trainings (stage one counts like the six samplers) and
-# 8 fine-tunings: 7 x 23 + 7 x 32 + 16 x 3.5 = 441 h on four GPUs.
+# The hours follow from the paper's (Sec. 8.2): on four A100, a training takes 23 h (SwinIR) or 32 h
+# (RealESRGAN), a fine-tuning 3.5 h. Each network has 7 trainings, stage one counted like the six
+# samplers, and 8 fine-tunings: 7 x 23 + 7 x 32 + 16 x 3.5 = 441 h on four GPUs.
 set -euo pipefail
 cd "$(dirname "$0")"
-trap 'exit 130' INT TERM # a script that is stopped ends with 0; the next step must not begin
+trap 'exit 130' INT TERM # no further step: a script that is stopped by a signal exits with 0
 
 refuse() { echo "run_all.sh: $1" >&2; exit 2; }
-[ "${1-}" = paper ] || DRY= # the demo has no list
-[ -n "${DRY-}" ] || # makes .venv where the current Python lacks the requirements
+[ "${1-}" = paper ] || DRY=
+[ -n "${DRY-}" ] || # a Python with the requirements: the current one, or .venv's, made if need be
   PYTHON=$("$(command -v python3 || command -v python)" tools/environment.py requirements.txt)
 python() { "$PYTHON" "$@"; }
 torchrun() { "$PYTHON" -m torch.distributed.run "$@"; }
 case ${1:-demo} in
   demo) exec "$PYTHON" -m demo.run "${@:2}" ;;
-  paper) [ $# = 1 ] || refuse "paper $2: unknown; settings are variables, see the head of this file" ;;
+  paper) [ $# = 1 ] || refuse "paper $2: unknown; set variables, see the head of this file" ;;
   *) refuse "unknown command $1; see the head of this file" ;;
 esac
 
-# Inputs; README.md describes the data's layouts. The two weight files are PSNR-pretrained for x4
+# Inputs. The two weight files are PSNR-pretrained x4 networks, from which stage one starts.
 hggt=${HGGT:-datasets/HGGT} sbs=${SBS180K:-datasets/SBS180K} realsr=${REALSR:-datasets/RealSR(V3)}
 df2k=${DF2K_OST:-datasets/DF2K_OST} # a flat folder of 512x512 crops
 swinir=${SWINIR_INIT:-weights/swinir_psnr.pth} rrdb=${RRDB_INIT:-weights/esrgan_psnr.pth}
@@ -43,8 +43,7 @@ launch=(torchrun --standalone "--nproc_per_node=$gpus")
 planned=" " matched= models=() table8=() shown=()
 
 step() { # NAME FILE COMMAND...: run the command that makes FILE, unless it is there (-: always)
-  # shellcheck disable=SC2053
-  [[ $1 == $only ]] || return 0
+  [[ $1 == $only ]] || return 0 # $only is a pattern, hence unquoted
   matched=1
   if [ -e "$2" ]; then echo "# $1 is finished: $2"; return; fi
   printf '# %s\n' "$1"; printf '%q ' "${@:3}"; echo
@@ -56,15 +55,15 @@ step() { # NAME FILE COMMAND...: run the command that makes FILE, unless it is t
 }
 row() { # NAME SCRIPT FLAGS...: train $runs/NAME with the network $net
   local out=$runs/$1 flag
-  # shellcheck disable=SC2053
   if [[ $1 == $only && ! -e $out/net_g_ema.pt ]]; then
-    for flag in "${@:3}"; do # what it starts from: finished, or trained before it
+    for flag in "${@:3}"; do # what the row starts from must be there, or come first
       [[ $flag != "$runs"/* || -e $flag || $planned == *" ${flag%/*} "* ]] ||
         refuse "$1 starts from $flag, which is not there; first run ONLY=$(basename "${flag%/*}")"
     done
     planned+="$out "
   fi
-  step "$1" "$out/net_g_ema.pt" "${launch[@]}" "$2" --net "$net" "${@:3}" --seed "$seed" --out "$out"
+  step "$1" "$out/net_g_ema.pt" "${launch[@]}" "$2" --net "$net" "${@:3}" --seed "$seed" \
+    --out "$out"
   [[ $1 != *-stage1 && ( -e $out/net_g_ema.pt || $planned == *" $out "* ) ]] || return 0
   models+=("$1=$out/net_g_ema.pt")
   [[ ! $1 =~ -(OrigsOnly|UPos|AMO|AMO[+]FT)$ ]] || table8+=("$1=$out/net_g_ema.pt")
@@ -109,7 +108,7 @@ for name in SwinIR RealESRGAN; do
   row $name-AMO+FT_full      "${amo[@]}" --full
 done
 
-# Tables 5 and 8 of the rows that are trained; figures and Table 7, user study, report
+# Tables 5 and 8 of the trained rows; figures and Table 7; user study; report
 [[ table5 != $only || ${#models[@]} -gt 0 ]] || refuse "table5: no row is trained yet"
 [[ table8 != $only || ${#table8[@]} -gt 0 ]] || refuse "table8: no row of it is trained yet"
 step table5 - "${launch[@]}" evaluate.py --models "${models[@]}" --gt "$test_gt" --lq "$test_lq" \
@@ -121,7 +120,6 @@ step figures - python -m paper.figures --results $results --sr $results/sr --gt 
 step study $results/study/key.json python -m paper.user_study make --seed "$seed" \
   --a SwinIR-AMO+FT=$results/sr/SwinIR-AMO+FT --b SwinIR-UPos=$results/sr/SwinIR-UPos \
   --out $results/study
-# eight rows' images of twenty test images: about 130 MB
 step report - python -m paper.report --results $results --sr $results/sr --gt "$test_gt" \
-  --lq "$test_lq" --images 20 ${shown[@]:+--models "${shown[@]}"}
-[ -n "$matched" ] || refuse "ONLY=$only matches no step; the steps are the rows and those in the head"
+  --lq "$test_lq" --images 20 ${shown[@]:+--models "${shown[@]}"} # about 130 MB
+[ -n "$matched" ] || refuse "ONLY=$only matches no step; see the head of this file"
