@@ -133,39 +133,48 @@ def check_machine(commands: list[Command]) -> list[str]:
 # ------------------------------------------------------------------------- the plan
 
 
-def checks_of(commands: list[Command]) -> Iterator[Check]:
-    """What the commands need, in their order, with repetitions."""
-    written = {str(Path(args.out)) for script, args, _ in commands
-               if script in TRAINING and args.out}
-    for script, args, _ in commands:
-        metrics = []
-        if script == "analyze_iqa.py":
-            yield from ((check_file, path) for path in (args.pairs, args.pairs_test) if path)
-            if args.sets:
-                yield check_sets, args.sets, True
-            metrics = [name.split("=")[-1] for name in args.metrics or analyze_iqa.METRICS]
-        elif script == "evaluate.py":
-            yield (check_realsr, args.realsr) if args.realsr else (check_test, args.gt, args.lq)
-            specs = [*args.metrics, *(extra.split("=", 1)[1] for extra in args.extra)]
-            metrics = [pyiqa_name(name) for name in specs if name not in ("psnr", "ssim")]
-        else:
-            yield check_sets, args.data, args.sampler in ("upos", "smp")
-            if args.init and str(Path(args.init).parent) not in written:
-                yield check_init, args.net, args.init
-            if args.init_d and str(Path(args.init_d).parent) not in written:
-                yield check_discriminator, args.net, args.init_d
-            if args.sampler in ("sma", "smp", "amo") or getattr(args, "lambda_q", 0):
-                metrics += args.iqa
-            if args.lambda_p and args.perceptual == "vgg19":
-                metrics.append("vgg19")
-        yield from ((check_metric, name) for name in metrics)
+def analysis_needs(args: argparse.Namespace) -> Iterator[Check]:
+    yield from ((check_file, path) for path in (args.pairs, args.pairs_test) if path)
+    if args.sets:
+        yield check_sets, args.sets, True
+    for name in args.metrics or analyze_iqa.METRICS:
+        yield check_metric, name.split("=")[-1]
+
+
+def evaluation_needs(args: argparse.Namespace) -> Iterator[Check]:
+    yield (check_realsr, args.realsr) if args.realsr else (check_test, args.gt, args.lq)
+    for name in (*args.metrics, *(extra.split("=", 1)[1] for extra in args.extra)):
+        if name not in ("psnr", "ssim"):
+            yield check_metric, pyiqa_name(name)
+
+
+def training_needs(args: argparse.Namespace, written: set[str]) -> Iterator[Check]:
+    """written: run folders of the plan, whose weights need not exist yet"""
+    yield check_sets, args.data, args.sampler in ("upos", "smp")
+    if args.init and str(Path(args.init).parent) not in written:
+        yield check_init, args.net, args.init
+    if args.init_d and str(Path(args.init_d).parent) not in written:
+        yield check_discriminator, args.net, args.init_d
+    if args.sampler in ("sma", "smp", "amo") or getattr(args, "lambda_q", 0):
+        yield from ((check_metric, name) for name in args.iqa)
+    if args.lambda_p and args.perceptual == "vgg19":
+        yield check_metric, "vgg19"
 
 
 def check_plan(commands: list[Command]) -> list[str]:
     """All that is missing or wrong, a line each."""
-    problems = check_machine(commands)
-    checks = sorted(dict.fromkeys(checks_of(commands)), key=lambda c: c[0] is check_metric)
-    for check, *arguments in checks:  # the downloads last
+    problems, needs = check_machine(commands), []
+    written = {str(Path(args.out)) for script, args, _ in commands
+               if script in TRAINING and args.out}
+    for script, args, _ in commands:
+        if script == "analyze_iqa.py":
+            needs += analysis_needs(args)
+        elif script == "evaluate.py":
+            needs += evaluation_needs(args)
+        else:
+            needs += training_needs(args, written)
+    # Each once, the downloads last
+    for check, *arguments in sorted(dict.fromkeys(needs), key=lambda c: c[0] is check_metric):
         try:
             problems += check(*arguments) or []
         except (ValueError, OSError) as error:
