@@ -1,34 +1,34 @@
-"""Writes the embedded data of the demo: multi-GT sets of photographs, with simulated labels.
+"""Write the demo's data: multi-GT sets of photographs and drawings, with simulated labels.
 
-    python -m demo.data --out datasets/demo/seed0 --seed 0 --setting light       # tiny SwinIR
-    python -m demo.data --out datasets/demo/seed0 --seed 0 --setting two_round   # tiny RRDB
+    python -m demo.data --out datasets/demo/swinir-seed0 --seed 0 --setting light
+    python -m demo.data --out datasets/demo/rrdb-seed0 --seed 0 --setting two_round
 
-Under 20 seconds on one core. Nothing is downloaded: the photographs ship inside scikit-image, and
-drawn images are added to them. All is a pure function of the seed, the split and the image's name.
-Under OUT, in the real layouts:
+Takes under 20 seconds on one core and downloads nothing: the photographs ship inside scikit-image.
+Everything is a pure function of the seed, the split and the image's name. Writes, in the real
+layouts:
 
     HGGT/Train/{images,labels}/0-40/...         training sets: original, 01 .. 04; raters A, B, C
     HGGT/Test/GT/Test-100/{images,labels}/...   test sets, of other photographs
     HGGT/Test/Blind_Degradation_Benchmark_LQ/Test-100/Blind_LR/NAME.png
-    HGGT-val/Test/...                           as HGGT/Test, but for tuning only: further crops of
-                                                the training photographs, and other drawings
+    HGGT-val/Test/...                           as HGGT/Test, for tuning only: further crops of the
+                                                training photographs, and other drawings
     SBS180K/{train,test}.csv                    image1,image2,score,model1,model2
     RealSR(V3)/{Canon,Nikon}/Test/4/            NAME_HR.png, NAME_LR4.png
     pristine/{train,val,test}/NAME.png          HIDDEN
 
-Nobody has the pristine images in practice: the originals are made from them, and the simulated
-raters judge against them. Only the training of Q and the judge, and figures, may read them.
+The originals are made from the pristine images, and the simulated raters compare with them. In
+practice nobody has them: only the training of Q and the judge, and figures, may read them.
 """
 
 import argparse
 import csv
+import functools
 import importlib.util
 import io
 import itertools
 import json
 import os
 import shutil
-import sys
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -40,19 +40,21 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import gaussian_filter
 from tqdm import tqdm
 
+from models.distributed import clean_exit
+
 SIZE = 192  # side of every GT, pixels
 MODELS = ("original", "01", "02", "03", "04")
 RATERS = ("A", "B", "C")
 WORDS = {1: "Positive", 0: "Similar", -1: "Negative"}
 
-# Photograph: the reduction that makes its pixels crisp, crops for train, further crops for val.
+# Photograph: factor on its size that makes it crisp, crops for train, further crops for val.
 TRAIN_PHOTOS = {
     "astronaut": (0.6, 3, 1), "motorcycle_left": (0.6, 3, 1), "motorcycle_right": (0.6, 2, 1),
     "ihc": (0.6, 2, 1), "retina": (0.4, 2, 1), "brick": (0.5, 1, 0), "grass": (0.5, 1, 0),
     "coins": (0.65, 1, 1), "moon": (0.5, 1, 0), "page": (1.0, 1, 0), "text": (1.15, 1, 0),
     "hubble_deep_field": (0.5, 2, 2),
 }  # fmt: skip
-# Photographs that nothing is trained or tuned on.
+# Nothing is trained or tuned on these photographs.
 TEST_PHOTOS = {
     "chelsea": (0.66, 2), "coffee": (0.6, 3), "camera": (0.5, 2), "rocket": (0.6, 2),
     "gravel": (0.5, 1),
@@ -67,7 +69,7 @@ MIN_POSITIVE = {"train": 1, "val": 2, "test": 2}
 
 
 def rng_of(*key: int | str) -> np.random.Generator:
-    """Generator for a key such as (seed, "train", "astronaut0"); words enter by their CRC-32."""
+    """Generator for a key such as (seed, "train", "astronaut0"); words count by their CRC-32."""
     return np.random.default_rng([k if isinstance(k, int) else zlib.crc32(k.encode()) for k in key])
 
 
@@ -109,7 +111,7 @@ def resize(x: np.ndarray, width: int, height: int, method: int = Image.BICUBIC) 
 
 def denoise(x: np.ndarray, weight: float) -> np.ndarray:
     """Total-variation denoising (Chambolle 2004); weights above 0.05 look like oil paint."""
-    from skimage.restoration import denoise_tv_chambolle  # slow to import, and Q does not need it
+    from skimage.restoration import denoise_tv_chambolle  # slow to import; Q does not need it
 
     return denoise_tv_chambolle(x, weight, max_num_iter=20, channel_axis=2).astype(np.float32)
 
@@ -132,10 +134,10 @@ def luma(x: np.ndarray) -> np.ndarray:
 
 
 def photo_crops(photo: str, reduction: float, count: int, seed: int) -> list[np.ndarray]:
-    """The `count` most detailed and least overlapping crops of a photograph, the best first.
+    """The `count` most detailed crops of a photograph, the best first; they overlap little.
 
-    reduction: factor on its size; varies by 6 % with the seed, never below the crop's size.
-    Raises FileNotFoundError when the installed scikit-image does not bring the photograph.
+    reduction: factor on its size; varies by 6 % with the seed, and leaves at least a crop.
+    Raises FileNotFoundError if the installed scikit-image lacks the photograph.
     """
     spec = importlib.util.find_spec("skimage")  # not skimage.data, whose functions may download
     folder = Path(spec.submodule_search_locations[0] if spec else "skimage") / "data"
@@ -175,7 +177,7 @@ def fractal(n: int, slope: float, rng: np.random.Generator, channels: int = 1) -
 
 
 def grating(n: int, rng: np.random.Generator) -> np.ndarray:
-    """Sinusoid of random direction, its period 6 to 32 pixels and drifting; (n, n) in [-1, 1]."""
+    """Sinusoid of random direction and slowly changing period, 6 to 32 pixels; (n, n), +-1."""
     y, x = np.mgrid[:n, :n].astype(float)
     angle, period, drift = rng.uniform(0, np.pi), rng.uniform(6, 32), rng.uniform(0, 1.5) / n
     u = x * np.cos(angle) + y * np.sin(angle)
@@ -183,7 +185,7 @@ def grating(n: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def draw_leaves(n: int, rng: np.random.Generator) -> np.ndarray:
-    """Dead leaves: textured discs and polygons that hide each other, radius density 1 / r^3."""
+    """Dead leaves: textured discs and polygons that cover each other, radius density 1 / r^3."""
     count = int(rng.integers(100, 350))
     index = Image.new("I", (n, n), 0)
     pen = ImageDraw.Draw(index)
@@ -211,7 +213,7 @@ def draw_leaves(n: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def draw_letters(n: int, rng: np.random.Generator) -> np.ndarray:
-    """Lines of random letters on cloudy paper, in the font that Pillow brings."""
+    """Lines of random letters on cloudy paper, in Pillow's own font."""
     paper = rng.uniform(0.3, 0.9, 3) + 0.1 * fractal(n, 1.8, rng, 3)
     page = Image.fromarray(to_uint8(paper))
     pen = ImageDraw.Draw(page)
@@ -239,14 +241,14 @@ def draw_mixed(n: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def drawing(kind: str, rng: np.random.Generator) -> np.ndarray:
-    """An image of one kind of DRAWN; made at twice the size and reduced, for antialiased edges."""
+    """An image of one kind of DRAWN, drawn at twice the size and reduced: antialiased edges."""
     draw = {"leaves": draw_leaves, "letters": draw_letters, "mixed": draw_mixed}[kind]
     x = np.clip(draw(2 * SIZE, rng), 0, 1).astype(np.float32)
     return resize(blur(x, 0.6), SIZE, SIZE, Image.LANCZOS)
 
 
 def pristine(split: str, seed: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields (name, image) of a split, the photographs first; made only as they are asked for."""
+    """Yield (name, image) of a split, the photographs first, each made when it is needed."""
     photos = TEST_PHOTOS if split == "test" else TRAIN_PHOTOS
     for photo, (reduction, count, *more) in photos.items():
         first, last = (count, count + more[0]) if split == "val" else (0, count)
@@ -257,19 +259,19 @@ def pristine(split: str, seed: int) -> Iterator[tuple[str, np.ndarray]]:
             yield f"{kind}{i}", drawing(kind, rng_of(seed, split, f"{kind}{i}"))
 
 
-# A set: the original, four enhanced GTs, simulated raters.
+# A set: the original, four enhanced GTs, the votes of simulated raters.
 
 
 def degrade_to_original(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """What a camera or the web leaves of a pristine image: a little blur, noise and JPEG."""
+    """What a camera or the web makes of a pristine image: a little blur, noise and JPEG."""
     x = add_noise(blur(x, rng.uniform(0.8, 1.2)), rng.uniform(0.7, 2) / 255, rng)
     return jpeg(x, rng.uniform(85, 96))
 
 
 def uneven(x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The enhanced y where its model worked, x where it did little; regions of about 60 pixels.
+    """Mix x and its enhanced version y, in regions of about 60 pixels.
 
-    Learned enhancement is uneven too, which is why AMO chooses by the patch (paper Sec. 4.2).
+    Learned enhancement is as uneven, which is why AMO chooses per patch (paper Sec. 4.2).
     """
     field = gaussian_filter(rng.standard_normal((SIZE, SIZE)), 20, mode="wrap")
     strength = 1.2 / (1 + np.exp(-2.5 * field / field.std()))
@@ -277,7 +279,7 @@ def uneven(x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> np.ndarray
 
 
 def enhance(x: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
-    """The four "enhancement models" 01 .. 04: classical, of random strength, at times a failure."""
+    """The "enhancement models" 01 .. 04: classical, of random strength; now and then one fails."""
     clean = denoise(x, rng.uniform(0.004, 0.01))
     out = [
         unsharp(clean, 1.1, rng.uniform(1.0, 2.2)),
@@ -285,14 +287,14 @@ def enhance(x: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
         unsharp(clean, 4.0, rng.uniform(0.05, 0.25)),  # local contrast
     ]
     out[2] = unsharp(out[2], 1.0, rng.uniform(1.2, 2.5))
-    for i, y in enumerate(out):  # a failure: noisy and over-sharp, or oil paint
+    for i, y in enumerate(out):  # some fail: noisy and over-sharp, or like oil paint
         failure = rng.uniform()
         if failure < 0.04:
             out[i] = add_noise(unsharp(y, 1.2, 2.0), 0.03, rng)
         elif failure < 0.16:
             out[i] = denoise(y, 0.1)
     out = [uneven(x, y, rng) for y in out]
-    character = rng.uniform()  # the fourth is aggressive
+    character = rng.uniform()  # of the fourth, which is aggressive
     if character < 0.2:
         over = unsharp(unsharp(x, 1.3, rng.uniform(2.0, 3.5)), 0.7, 0.8)
         out.append(jpeg(over, rng.uniform(55, 80)))
@@ -318,9 +320,9 @@ def gradient_deviation(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def visible_noise(lumas: list[np.ndarray], hidden: np.ndarray) -> np.ndarray:
-    """RMS of the fine residual of each luma (H, W) where the pristine luma is flat; (K,), of 1.
+    """RMS noise of each luma (H, W) in the flat regions of the pristine luma; (K,), on [0, 1].
 
-    Gradient similarity hardly sees grain in flat regions, people do; texture masks it.
+    People see grain in flat regions, where gradient similarity hardly does; texture masks it.
     """
 
     def fine(y: np.ndarray) -> np.ndarray:
@@ -331,10 +333,10 @@ def visible_noise(lumas: list[np.ndarray], hidden: np.ndarray) -> np.ndarray:
 
 
 def utilities(gts: list[np.ndarray], hidden: np.ndarray) -> np.ndarray:
-    """How much better than the original, the first, each GT looks to an ideal rater; (K,).
+    """How much better each GT looks than the first, the original, to an ideal rater; (K,).
 
-    The rater knows the pristine image, and likes it mildly sharpened. 0 = like the original;
-    1 = its gradients are restored entirely, at the original's noise.
+    The rater knows the pristine image and prefers it mildly sharpened. 0: like the original; 1: all
+    gradients restored, with the original's noise.
     """
     target, lumas = luma(unsharp(hidden, 0.8, 0.4)), [luma(x) for x in gts]
     deviation = np.array([gradient_deviation(y, target) for y in lumas])
@@ -342,13 +344,13 @@ def utilities(gts: list[np.ndarray], hidden: np.ndarray) -> np.ndarray:
     return (deviation[0] - deviation) / deviation[0] - NOISE_PRICE * (noise - noise[0])
 
 
-NOISE_PRICE = 255 / 8  # 8 of 255 in visible noise cost as much as restored gradients bring
-THRESHOLD = 0.09  # a smaller difference in utility goes unnoticed
-RATER_NOISE = 0.08  # standard deviation of one rater's one judgement
+NOISE_PRICE = 255 / 8  # visible noise of 8/255 costs what restoring all gradients gains
+THRESHOLD = 0.09  # raters do not see a smaller difference in utility
+RATER_NOISE = 0.08  # standard deviation of a single judgement
 
 
 def judge_difference(difference: np.ndarray, raters: int, rng: np.random.Generator) -> np.ndarray:
-    """Votes +1, 0, -1 of several raters on differences in utility (K,); int array (raters, K)."""
+    """Votes +1, 0, -1 of several raters on differences in utility (K,); int (raters, K)."""
     seen = difference + rng.normal(0, RATER_NOISE, (raters, len(difference)))
     return np.where(seen > THRESHOLD, 1, np.where(seen < -THRESHOLD, -1, 0))
 
@@ -371,8 +373,9 @@ class Quintuplet:
         return majority(self.votes)
 
 
-def quintuplet(name: str, hidden: np.ndarray, split: str, seed: int) -> Quintuplet:
-    """One set, drawn anew up to 10 times until it has MIN_POSITIVE Positives."""
+def quintuplet(image: tuple[str, np.ndarray], split: str, seed: int) -> Quintuplet:
+    """The set of a (name, pristine image); drawn up to 10 times until it has enough Positives."""
+    name, hidden = image
     for attempt in range(10):
         rng = rng_of(seed, split, name, f"attempt {attempt}")
         original = degrade_to_original(hidden, rng)
@@ -386,15 +389,13 @@ def quintuplet(name: str, hidden: np.ndarray, split: str, seed: int) -> Quintupl
 
 def make_split(split: str, seed: int, limit: int | None = None) -> list[Quintuplet]:
     """All sets of "train", "val" or "test", or the first `limit` of them, with a progress bar."""
-    total = sum(DRAWN[split].values()) + sum(
-        photo[2] if split == "val" else photo[1]
-        for photo in (TEST_PHOTOS if split == "test" else TRAIN_PHOTOS).values()
-    )
+    photos = (TEST_PHOTOS if split == "test" else TRAIN_PHOTOS).values()
+    total = sum(DRAWN[split].values()) + sum(photo[1 + (split == "val")] for photo in photos)
     images = itertools.islice(pristine(split, seed), limit)
+    make = functools.partial(quintuplet, split=split, seed=seed)
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        work = [pool.submit(quintuplet, name, hidden, split, seed) for name, hidden in images]
-        bar = tqdm(work, split, total=min(total, limit or total), unit="set", disable=None)
-        return [future.result() for future in bar]
+        sets = pool.map(make, images)
+        return list(tqdm(sets, split, min(total, limit or total), unit="set", disable=None))
 
 
 # Writing.
@@ -406,12 +407,12 @@ def save_png(x: np.ndarray, path: Path) -> None:
 
 
 def member(name: str, model: str) -> str:
-    """Path of a set's member below images/ as HGGT has it: original/NAME.png, 01/NAME_01.png."""
+    """Path of an image of a set below images/, as in HGGT: original/NAME.png, 01/NAME_01.png."""
     return f"{model}/{name}.png" if model == "original" else f"{model}/{name}_{model}.png"
 
 
 def write_sets(sets: list[Quintuplet], images: Path, labels: Path) -> None:
-    """The members as PNG, and one JSON file per rater and set with that rater's own votes."""
+    """Write the images as PNG, and a JSON file with the votes of each rater on each set."""
     for s in sets:
         for gt, model in zip(s.gts, MODELS, strict=True):
             save_png(gt, images / member(s.name, model))
@@ -431,8 +432,8 @@ def write_sets(sets: list[Quintuplet], images: Path, labels: Path) -> None:
 
 
 def write_lq(sets: list[Quintuplet], folder: Path, split: str, seed: int, setting: str) -> None:
-    """One LQ image per set, from the original, as training draws them (paper Sec. 5)."""
-    from models.degradations import apply_degradation, draw_degradation  # they import torch
+    """Write an LQ image for each set, degraded from the original as in training (paper Sec. 5)."""
+    from models.degradations import apply_degradation, draw_degradation
 
     for index, s in enumerate(sets):
         rng = rng_of(seed, split, index)
@@ -441,10 +442,11 @@ def write_lq(sets: list[Quintuplet], folder: Path, split: str, seed: int, settin
 
 
 def write_pairs(sets: list[Quintuplet], images: str, path: Path, split: str, seed: int) -> None:
-    """The ten pairs of each set, sides at random, as a manifest (paper Sec. 3.1).
+    """Write the ten pairs of each set, sides at random, as a manifest (paper Sec. 3.1).
 
-    images: folder of the members, relative to the manifest. score: share of ten raters that prefer
-    the second image; an indifferent rater counts one half.
+    images: folder of the images, relative to the manifest
+    The column score is the fraction of ten raters that prefer the second image; a rater who sees
+    no difference counts as one half.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", newline="") as file:
@@ -461,7 +463,7 @@ def write_pairs(sets: list[Quintuplet], images: str, path: Path, split: str, see
 
 
 def write_realsr(sets: list[Quintuplet], folder: Path, seed: int) -> None:
-    """The photographs as two cameras might take them: more lens blur than training has, no JPEG."""
+    """Write the photographs as two cameras might take them: more blur than in training, no JPEG."""
     photos = [s for s in sets if not s.name.startswith(tuple(DRAWN["test"]))]
     for index, s in enumerate(photos):
         rng, hr = rng_of(seed, s.name, "camera"), to_float(s.gts[0])
@@ -473,21 +475,21 @@ def write_realsr(sets: list[Quintuplet], folder: Path, seed: int) -> None:
 
 README = """Made by demo/data.py. The labels are simulated.
 pristine/ is hidden knowledge: only the training of Q and the judge, and figures, may read it.
-HGGT-val/ shares photographs with the training set; use it for tuning, never for results.
+HGGT-val/ shares photographs with the training set: use it for tuning, never for results.
 """
 
 
 def write_demo(
     out: Path, seed: int = 0, setting: str = "one_round", limit: int | None = None
 ) -> None:
-    """Writes everything under `out`, which appears only when complete.
+    """Write everything to `out`, which appears only when it is complete.
 
-    setting: of models/degradations.py, for the test and val LQ.
-    limit: only the first so many sets of each split, for tests.
-    Does nothing when `out` holds just this already; ValueError when it holds something else.
+    setting: of models/degradations.py, for the LQ images of test and val
+    limit: make only the first sets of each split, for tests
+    Does nothing if `out` holds the same data already. Raises ValueError if it holds anything else.
     """
     out = Path(out)
-    code = zlib.crc32(Path(__file__).read_bytes())  # a changed generator makes other data
+    code = zlib.crc32(Path(__file__).read_bytes())  # other code may make other data
     settings = {"seed": seed, "setting": setting, "limit": limit, "code": code}
     if out.exists():
         stamp = out / "settings.json"
@@ -495,7 +497,7 @@ def write_demo(
             print(f"{out}: already there")
             return
         raise ValueError(f"{out}: exists, made with other settings or by another version of "
-                         "demo/data.py; delete it or give another --out")
+                         "demo/data.py; delete it, or give another --out")
     work = out.with_name(out.name + ".partial")
     shutil.rmtree(work, ignore_errors=True)
     for split in ("train", "val", "test"):
@@ -531,22 +533,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     from models.degradations import SETTINGS
 
     parser = argparse.ArgumentParser(
-        prog="demo.data", allow_abbrev=False, description=__doc__.split("\n")[0]
+        prog="python -m demo.data", allow_abbrev=False, description=__doc__.split("\n")[0]
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--seed", type=int, default=0, help="seed of everything")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all images and votes")
     parser.add_argument(
         "--setting", choices=list(SETTINGS), default="one_round",
-        help="degradation of the test LQ, as the net is trained with",
+        help="degradation of the LQ images, as in the network's training",
     )  # fmt: skip
     return parser.parse_args(argv)
 
 
 if __name__ == "__main__":
-    try:
+    with clean_exit("demo.data"):
         main(parse_args())
-    except (ValueError, OSError) as error:
-        if os.environ.get("DEBUG"):
-            raise
-        print(f"demo/data.py: {error}", file=sys.stderr)
-        sys.exit(2)

@@ -1,20 +1,20 @@
-"""Writes a tiny network that starts as an interpolation, for stage one of the demo to begin with.
+"""Write a tiny network that interpolates, for stage one of the demo to start from.
 
     python -m demo.nets --net swinir_tiny --seed 0 --out runs/demo/start.pt
 
-The paper starts stage one from public PSNR-trained weights, which no 400 steps on a CPU replace: a
-random network of this size needs them all to learn to pass its input on. So the demo sets a few
-weights of each convolution such that the network, exactly, doubles twice with a [1 2 1] filter;
-all others stay random, and all are trained.
+The paper starts stage one from public PSNR-trained weights. The demo's 400 steps on a CPU cannot
+replace them: a random network of this size needs all of them to learn to pass its input on. So a
+few weights of each convolution are set such that the network doubles the image twice, exactly, with
+a [1 2 1] filter. All other weights stay random, and all are trained.
 """
 
 import argparse
-import sys
 
 import torch
 from torch import nn
 
 from models.checkpoint import save_atomic
+from models.distributed import clean_exit
 from models.swinir import SwinIR
 from train_sr import PRESETS
 
@@ -23,10 +23,10 @@ COLOURS = 3
 
 @torch.no_grad()
 def start_as_interpolation(net: nn.Module) -> nn.Module:
-    """Make a SwinIR ("nearest+conv") or RRDBNet interpolate; in place, returns it.
+    """Make a SwinIR ("nearest+conv") or an RRDBNet interpolate, in place; returns it.
 
-    A leaky ReLU of slope a lets a signed value x through as a pair: f(x) - f(-x) = (1 + a) x. So
-    six channels of every layer of the tail carry +RGB and -RGB; the body's branch starts at zero.
+    A leaky ReLU f of slope a passes a signed value x on as a pair: f(x) - f(-x) = (1 + a) x. So six
+    channels of each layer of the tail carry +RGB and -RGB. The body's branch starts at zero.
     """
     if isinstance(net, SwinIR):
         net.conv_after_body.weight.zero_()
@@ -47,10 +47,11 @@ def start_as_interpolation(net: nn.Module) -> nn.Module:
 
 
 def carry(conv: nn.Conv2d, slope: float | None, pair: bool, smooth: bool = False) -> None:
-    """Let the first outputs of a 3x3 convolution carry RGB, as +RGB or as the pair +RGB, -RGB.
+    """Let the first outputs of a 3x3 convolution carry RGB.
 
-    slope:  of the activation whose output pairs come in; None where plain RGB comes in
-    smooth: with the filter [1 2 1] x [1 2 1] / 16, which makes nearest doubling linear
+    slope:  of the activation before it, if its input is the pair +RGB, -RGB; None for plain RGB
+    pair:   output +RGB and -RGB, not RGB alone
+    smooth: filter with [1 2 1] x [1 2 1] / 16, which turns nearest doubling into linear
     """
     taps = torch.tensor([1.0, 2.0, 1.0] if smooth else [0.0, 1.0, 0.0])
     kernel = torch.outer(taps, taps) / taps.sum() ** 2
@@ -65,24 +66,23 @@ def carry(conv: nn.Conv2d, slope: float | None, pair: bool, smooth: bool = False
             conv.weight[out, COLOURS + colour] = -sign * kernel / (1 + slope)
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--net", choices=[n for n in PRESETS if n.endswith("_tiny")],
-                        default="swinir_tiny", help="preset of train_sr.py")
-    parser.add_argument("--seed", type=int, default=0, help="of the random weights")
-    parser.add_argument("--out", required=True, help="weight file to write")
-    args = parser.parse_args(argv)
+def main(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     net = start_as_interpolation(PRESETS[args.net]["build"]())
     save_atomic({"params_ema": net.state_dict()}, args.out)
 
 
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m demo.nets", allow_abbrev=False, description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("--net", choices=[n for n in PRESETS if n.endswith("_tiny")],
+                        default="swinir_tiny", help="preset of train_sr.py")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random weights")
+    parser.add_argument("--out", required=True, help="weight file to write")
+    return parser.parse_args(argv)
+
+
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        print(f"demo.nets: {error}", file=sys.stderr)
-        sys.exit(2)
+    with clean_exit("demo.nets"):
+        main(parse_args())

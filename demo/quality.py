@@ -1,20 +1,18 @@
-"""Trains the demo's two tiny no-reference quality predictors: Q, and a judge of another kind.
+"""Train the demo's two tiny no-reference quality models: Q, and a judge of another kind.
 
-    python -m demo.quality --data datasets/demo/seed0 --which q     --out weights/q.pt
-    python -m demo.quality --data datasets/demo/seed0 --which judge --out weights/judge.pt
+    python -m demo.quality --data datasets/demo/swinir-seed0 --which q --out q.pt
+    python -m demo.quality --data datasets/demo/swinir-seed0 --which judge --out judge.pt
 
-Under a minute each on one core. Then "demo.quality:q@weights/q.pt" is the name of an NR-IQA for
-the scripts, as "musiq" is. Q picks the GTs and is fine-tuned against; the judge only looks on.
+Takes under a minute each on one core. The scripts then know "demo.quality:q@q.pt" as an NR-IQA, as
+they know "musiq". Q chooses the GTs and is the reward of fine-tuning; the judge only looks on.
 
-Both learn to rank as RankIQA (Liu et al. 2017) does: pristine images are degraded by a known
-severity, which the net regresses and by which it orders the versions of one crop. The two differ in
-input, net and seed, so that what fools Q need not fool the judge, but they share the severity rule
-and the photographs.
+Both learn to rank, as RankIQA does (Liu et al. 2017): pristine images are degraded with known
+severity; the net regresses it and orders the versions of a crop by it. Q and the judge differ in
+input, net and seed, so that what fools Q need not fool the judge. They share the severity rule and
+the photographs.
 """
 
 import argparse
-import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -28,20 +26,21 @@ from tqdm import tqdm
 
 from demo.data import add_noise, blur, fractal, jpeg, resize, rng_of, to_float, to_uint8, unsharp
 from models.checkpoint import read_state, save_atomic
+from models.distributed import clean_exit
 
-CROP, GROUPS, VERSIONS = 64, 8, 4  # a step sees 8 crops of 64 pixels in 4 versions each
-POOL = 30  # versions of each pristine image, made beforehand; the first is the pristine itself
+CROP, GROUPS, VERSIONS = 64, 8, 4  # a step sees 8 crops of 64 pixels, each in 4 versions
+POOL = 30  # versions of each pristine image, made in advance; the first is the image itself
 STEPS = {"q": 350, "judge": 300}
 
-# The nets: (N, 3, H, W) in [0, 1] -> (N,) in [0, 100], up = better; any H, W >= 32. The score is
-# the mean of *bounded local* scores: one from globally pooled features is easily hacked in
-# fine-tuning, by a strip along the border, while here a strip counts by its area.
+# The nets: (N, 3, H, W) in [0, 1] -> (N,) in [0, 100], up = better; H, W >= 32. The score is the
+# mean of bounded local scores, so that a strip of the image counts by its area. Fine-tuning easily
+# hacks a score of globally pooled features by a strip along the border.
 
 
 class QNet(nn.Module):
     """RGB and its high-pass, four GELU stages with average pooling; 64k parameters.
 
-    norm: with batch norms, for training; `fold` takes them into the convolutions for use.
+    norm: with batch norms, for training; `fold` merges them into the convolutions
     """
 
     def __init__(self, norm: bool = False):
@@ -64,7 +63,7 @@ class QNet(nn.Module):
         return 100 * torch.sigmoid(self.head(features)).mean((1, 2, 3))
 
     def fold(self) -> None:
-        """Takes the batch norms into the convolutions: then train and eval mode are the same."""
+        """Merge the batch norms into the convolutions, so that train and eval mode are equal."""
         layers: list[nn.Module] = []
         for layer in self.features:
             if isinstance(layer, nn.BatchNorm2d):
@@ -111,7 +110,7 @@ NETS = {"q": QNet, "judge": JudgeNet}
 
 
 def q(weights: str | None = None) -> nn.Module:
-    """Q with its weights, in eval mode. Raises ValueError, FileNotFoundError naming the file."""
+    """Q with its weights, in eval mode. Raises ValueError or FileNotFoundError with the file."""
     return _load("q", weights)
 
 
@@ -153,80 +152,112 @@ def jpeg_quality(factor: float) -> float:
 
 
 def sharpened(quality: float, amount: float, enough: float) -> float:
-    """Of a blurred image after unsharp masking, which makes up for blur until there is `enough`."""
+    """Quality after unsharp masking, which makes up for blur up to the amount `enough`."""
     return quality ** (1 / (1 + 0.35 * amount)) * (1 - 0.8 * min(1, max(0, amount - enough) / 4))
 
 
-def degrade(x: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, float]:
-    """One random degradation of known severity: the image, and its quality in [0, 1], 1 = pristine.
+Degraded = tuple[np.ndarray, float]  # an image and its quality in [0, 1], 1 = pristine
 
-    Qualities of successive steps multiply. How much a level costs was set by eye.
-    """
-    kinds = ["blur", "noise", "jpeg", "low", "low", "sharp", "deblurred", "grid", "grid", "clean"]
-    kind, level = rng.choice(kinds), rng.uniform()
-    quality, size = 1.0, x.shape[0]
-    if kind == "blur":
-        sigma = 3 * level**1.3
+# One function for each kind of degradation: image, level in [0, 1], rng -> Degraded. The qualities
+# of successive steps multiply. The price of each level was set by eye.
+
+
+def add_grain(x: np.ndarray, quality: float, sigma: float, rng: np.random.Generator) -> Degraded:
+    return add_noise(x, sigma, rng), quality * noise_quality(sigma)
+
+
+def compress(x: np.ndarray, quality: float, factor: float) -> Degraded:
+    return jpeg(x, factor), quality * jpeg_quality(factor)
+
+
+def blurred(x: np.ndarray, level: float, rng: np.random.Generator) -> Degraded:
+    sigma = 3 * level**1.3
+    return blur(x, sigma), blur_quality(sigma)
+
+
+def noisy(x: np.ndarray, level: float, rng: np.random.Generator) -> Degraded:
+    return add_grain(x, 1.0, 0.12 * level, rng)
+
+
+def compressed(x: np.ndarray, level: float, rng: np.random.Generator) -> Degraded:
+    return compress(x, 1.0, 92 - 84 * level)
+
+
+def enlarged(x: np.ndarray, level: float, rng: np.random.Generator) -> Degraded:
+    """A low-resolution image, perhaps with noise and JPEG blocks of its own, made large again."""
+    size = x.shape[0]
+    small = int(size / (1 + 3 * level))
+    method = rng.choice([Image.BICUBIC, Image.BILINEAR, Image.NEAREST])
+    x, quality = resize(x, small, small), 1 - 0.9 * level**0.7
+    if rng.uniform() < 0.5:
+        x, quality = add_grain(x, quality, rng.uniform(0, 12) / 255, rng)
+    if rng.uniform() < 0.5:
+        x, quality = compress(x, quality, rng.uniform(50, 95))
+    x = resize(x, size, size, int(method))
+    if rng.uniform() < 0.6:  # sharpened again, as super-resolution is
+        amount = 3 * rng.uniform()
+        x = unsharp(x, rng.uniform(0.8, 2.0), amount)
+        quality = sharpened(quality, amount, 1 + 0.6 * level)
+    return x, quality
+
+
+def oversharp(x: np.ndarray, level: float, rng: np.random.Generator) -> Degraded:
+    return unsharp(x, rng.uniform(0.8, 1.6), 5 * level), 1 - 0.7 * max(0.0, level - 0.08) ** 0.8
+
+
+def deblurred(x: np.ndarray, level: float, rng: np.random.Generator) -> Degraded:
+    """Blur that sharpening partly makes up for, or more than that; it amplifies noise as well."""
+    sigma, amount = rng.uniform(0.5, 2.2), 4 * level
+    grain = max(0.0, rng.uniform(-2, 3)) / 255
+    x = unsharp(add_noise(blur(x, sigma), grain, rng), max(0.8, sigma), amount)
+    quality = sharpened(blur_quality(sigma), amount, 1 + 0.6 * sigma)
+    quality *= noise_quality(grain * (1 + amount))
+    if rng.uniform() < 0.3:
+        x, quality = add_grain(x, quality, rng.uniform(0, 0.05), rng)
+    if rng.uniform() < 0.3:
+        x, quality = compress(x, quality, rng.uniform(30, 92))
+    return x, quality
+
+
+def patterned(x: np.ndarray, level: float, rng: np.random.Generator) -> Degraded:
+    """What reward hacking looks like: stripes, checks, structured grain."""
+    size, quality = x.shape[0], 1.0
+    if rng.uniform() < 0.7:
+        sigma = rng.uniform(0, 2.5)
         x, quality = blur(x, sigma), blur_quality(sigma)
-    elif kind == "noise":
-        x, quality = add_noise(x, 0.12 * level, rng), noise_quality(0.12 * level)
-    elif kind == "jpeg":
-        x, quality = jpeg(x, 92 - 84 * level), jpeg_quality(92 - 84 * level)
-    elif kind == "low":  # a low-resolution image enlarged, with its own noise and JPEG blocks
-        small = int(size / (1 + 3 * level))
-        method = rng.choice([Image.BICUBIC, Image.BILINEAR, Image.NEAREST])
-        x, quality = resize(x, small, small), 1 - 0.9 * level**0.7
-        if rng.uniform() < 0.5:
-            grain = rng.uniform(0, 12) / 255
-            x, quality = add_noise(x, grain, rng), quality * noise_quality(grain)
-        if rng.uniform() < 0.5:
-            factor = rng.uniform(50, 95)
-            x, quality = jpeg(x, factor), quality * jpeg_quality(factor)
-        x = resize(x, size, size, int(method))
-        if rng.uniform() < 0.6:  # sharpened again, as super-resolution is
-            amount = 3 * rng.uniform()
-            x = unsharp(x, rng.uniform(0.8, 2.0), amount)
-            quality = sharpened(quality, amount, 1 + 0.6 * level)
-    elif kind == "sharp":
-        x = unsharp(x, rng.uniform(0.8, 1.6), 5 * level)
-        quality = 1 - 0.7 * max(0.0, level - 0.08) ** 0.8
-    elif kind == "deblurred":  # a blur that sharpening partly makes up for, or more than that
-        sigma, amount = rng.uniform(0.5, 2.2), 4 * level
-        grain = max(0.0, rng.uniform(-2, 3)) / 255  # of the blurred image; sharpening amplifies it
-        x = unsharp(add_noise(blur(x, sigma), grain, rng), max(0.8, sigma), amount)
-        quality = sharpened(blur_quality(sigma), amount, 1 + 0.6 * sigma)
-        quality *= noise_quality(grain * (1 + amount))
-        if rng.uniform() < 0.3:
-            grain = rng.uniform(0, 0.05)
-            x, quality = add_noise(x, grain, rng), quality * noise_quality(grain)
-        if rng.uniform() < 0.3:
-            factor = rng.uniform(30, 92)
-            x, quality = jpeg(x, factor), quality * jpeg_quality(factor)
-    elif kind == "grid":  # what reward hacking looks like: stripes, checks, structured grain
-        if rng.uniform() < 0.7:
-            sigma = rng.uniform(0, 2.5)
-            x, quality = blur(x, sigma), blur_quality(sigma)
-        row, column = 2 * np.pi * np.mgrid[:size, :size] / rng.integers(2, 7)
-        stripes, checks = np.cos(column), np.cos(row) * np.cos(column)
-        diagonal, grain = np.cos(row + column), fractal(size, 0.0, rng)[..., 0]
-        pattern = [stripes, stripes.T, diagonal, checks, checks, grain][rng.integers(6)]
-        pattern = np.sign(pattern + 1e-6)  # off the zeros of the cosines
-        if rng.uniform() < 0.5:
-            pattern = gaussian_filter(pattern, rng.uniform(0.5, 1))
-        pattern = pattern / (pattern.std() + 1e-6)
-        x = x + 0.1 * level * pattern[..., None] * rng.uniform(0.3, 1, 3)
-        quality *= 1 - 0.9 * level**0.7
-    if kind != "clean" and rng.uniform() < 0.25:
-        x = jpeg(x, rng.uniform(80, 97))
+    row, column = 2 * np.pi * np.mgrid[:size, :size] / rng.integers(2, 7)
+    stripes, checks = np.cos(column), np.cos(row) * np.cos(column)
+    diagonal, grain = np.cos(row + column), fractal(size, 0.0, rng)[..., 0]
+    pattern = [stripes, stripes.T, diagonal, checks, checks, grain][rng.integers(6)]
+    pattern = np.sign(pattern + 1e-6)  # off the zeros of the cosines
+    if rng.uniform() < 0.5:
+        pattern = gaussian_filter(pattern, rng.uniform(0.5, 1))
+    pattern = pattern / (pattern.std() + 1e-6)
+    x = x + 0.1 * level * pattern[..., None] * rng.uniform(0.3, 1, 3)
+    return x, quality * (1 - 0.9 * level**0.7)
+
+
+KINDS = (blurred, noisy, compressed, enlarged, enlarged, oversharp, deblurred, patterned, patterned,
+         None)  # equally likely; None leaves the image as it is
+
+
+def degrade(x: np.ndarray, rng: np.random.Generator) -> Degraded:
+    """One random degradation of known severity."""
+    kind, level, quality = KINDS[rng.choice(len(KINDS))], rng.uniform(), 1.0
+    if kind:
+        x, quality = kind(x, level, rng)
+        if rng.uniform() < 0.25:
+            x = jpeg(x, rng.uniform(80, 97))
     return np.clip(x, 0, 1).astype(np.float32), float(np.clip(quality, 0, 1))
 
 
 def make_pool(
     images: list[np.ndarray], versions: int, seed: int, text: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Versions of each image, the first untouched, and their qualities.
+    """Versions of each image, the first one untouched, and their qualities.
 
-    text: of the progress bar. Returns uint8 (n, versions, H, W, 3), float32 (n, versions).
+    text: label of the progress bar
+    Returns uint8 (n, versions, H, W, 3) and float32 (n, versions).
     """
     pool = np.empty((len(images), versions, *images[0].shape), np.uint8)
     qualities = np.ones((len(images), versions), np.float32)
@@ -256,10 +287,10 @@ def read_pristine(data: Path, split: str) -> list[np.ndarray]:
 
 
 def ranking_loss(score: torch.Tensor, quality: torch.Tensor, group: int) -> torch.Tensor:
-    """Hinge on the pairs within each group of `group` versions of one crop.
+    """Hinge loss on the pairs within each group of `group` versions of a crop; a scalar.
 
-    score, quality: (N,) in [0, 1]. Returns a scalar. A pair should be apart by at least half of its
-    difference in quality; pairs of almost equal quality are left out.
+    score, quality: (N,) in [0, 1]. The scores of a pair should differ by at least half of its
+    difference in quality. Pairs of almost equal quality do not count.
     """
     score, quality = score.view(-1, group), quality.view(-1, group)
     d = score[:, :, None] - score[:, None]
@@ -270,7 +301,7 @@ def ranking_loss(score: torch.Tensor, quality: torch.Tensor, group: int) -> torc
 def train(
     which: str, pool: np.ndarray, qualities: np.ndarray, steps: int, seed: int
 ) -> tuple[nn.Module, list[float]]:
-    """Trains "q" or "judge" by regression of the quality plus ranking, with AdamW and one cycle.
+    """Train "q" or "judge" by regression and ranking, with AdamW and a one-cycle schedule.
 
     pool, qualities: see make_pool. Returns the net, in eval mode, and the loss of each step.
     """
@@ -308,7 +339,7 @@ def train(
 
 @torch.no_grad()
 def pair_accuracy(net: nn.Module, pool: np.ndarray, qualities: np.ndarray) -> float:
-    """Share of pairs of one image, over 0.1 apart in quality, that the net orders rightly."""
+    """Share of an image's pairs over 0.1 apart in quality that the net orders correctly."""
     score = np.stack([net(to_tensor(x)).numpy() for x in pool])
     d = score[:, :, None] - score[:, None]
     t = qualities[:, :, None] - qualities[:, None]
@@ -316,8 +347,8 @@ def pair_accuracy(net: nn.Module, pool: np.ndarray, qualities: np.ndarray) -> fl
 
 
 def main(args: argparse.Namespace) -> None:
-    torch.set_num_threads(1)  # so small a net gains little from more; q and judge run side by side
-    seed = 2 * args.seed + (args.which == "judge")  # another start, other degradations
+    torch.set_num_threads(1)  # a net so small gains little from more
+    seed = 2 * args.seed + (args.which == "judge")  # the two start and degrade differently
     pool, qualities = make_pool(read_pristine(args.data, "train"), POOL, seed, "degrade train")
     val_pool, val_qualities = make_pool(read_pristine(args.data, "val"), 16, 0, "degrade val")
     net, _ = train(args.which, pool, qualities, STEPS[args.which], seed)
@@ -328,7 +359,7 @@ def main(args: argparse.Namespace) -> None:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="demo.quality", allow_abbrev=False, description=__doc__.split("\n")[0]
+        prog="python -m demo.quality", allow_abbrev=False, description=__doc__.split("\n")[0]
     )
     parser.add_argument("--data", type=Path, required=True, help="folder that demo.data wrote")
     parser.add_argument("--which", choices=list(NETS), required=True, help="the net to train")
@@ -338,10 +369,5 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    try:
+    with clean_exit("demo.quality"):
         main(parse_args())
-    except (ValueError, OSError) as error:
-        if os.environ.get("DEBUG"):
-            raise
-        print(f"demo/quality.py: {error}", file=sys.stderr)
-        sys.exit(2)

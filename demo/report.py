@@ -1,28 +1,21 @@
-"""Orderings and seed table of the demo, from evaluate.py's per-image CSV; its training logs beside
-the reference's; simulated votes.
+"""What the demo makes of its tables and logs: orderings, tables over seeds, votes for the study.
 
-    python -m demo.report --results results/demo
-    python -m demo.report --seeds results/demo-swinir-seed{1,2,3,4,5} --out results/demo/seeds.csv
-    python -m demo.report --curve results/demo/lora_curve.csv   # scores against --lora-scale
-    python -m demo.report --logs runs/demo/swinir-seed0 --reference results/reference/NAME.csv
-    python -m demo.report --logs runs/demo/swinir-seed0 --out results/reference/NAME.csv
-    python -m demo.report --study STUDY --sr SR --pristine DATA/pristine/test --out STUDY/votes
+demo/run.py calls these functions. The command writes the training logs that later runs are compared
+with:
 
-Writes orderings.csv into --results. An ordering that is not held is a warning: a toy experiment has
-seeds on which it fails. --study votes in the place of people, with the raters of demo/data.py, so
-that user_study.py analyze has something to read; it says nothing about what people see.
+    python -m demo.report --logs runs/demo/swinir-seed0 --out results/reference/swinir-seed0.csv
 """
 
 import argparse
 import json
 import platform
-import sys
 from pathlib import Path
 
 import numpy as np
 
 from demo.data import RATER_NOISE, rng_of, to_float, utilities
 from models.checkpoint import read_csv, replacing, write_csv
+from models.distributed import clean_exit
 from models.hggt import read_rgb
 from paper.user_study import checksum, read_key
 
@@ -55,7 +48,7 @@ def row_means(per_image: list[dict[str, str]]) -> dict[str, dict[str, float]]:
 
 
 def orderings(means: dict[str, dict[str, float]]) -> list[tuple[str, str, str, str]]:
-    """(kind, ordering, "held" or "not held", the numbers) for every comparison of DEMO's list."""
+    """(kind, ordering, "held" or "not held", the numbers) of each comparison above."""
     result = []
     for kind, checks in (("robust", ROBUST), ("open", OPEN)):
         for name, column, chain in checks:
@@ -72,44 +65,57 @@ def orderings(means: dict[str, dict[str, float]]) -> list[tuple[str, str, str, s
     return result
 
 
-def report(results: Path) -> None:
+def table_rows(results: Path) -> tuple[dict[str, dict[str, float]], list[str]]:
+    """Means of the rows of table5_per_image.csv, without the gold standard; its comment lines."""
     per_image, notes = read_csv(results / "table5_per_image.csv")
-    means = row_means([r for r in per_image if r["model"] != "Gold Standard"])
+    return row_means([r for r in per_image if r["model"] != "Gold Standard"]), notes
+
+
+def write_orderings(results: Path) -> None:
+    """Write and print results/orderings.csv.
+
+    An ordering that does not hold is a warning, not an error: on some seeds a toy experiment fails.
+    """
+    means, notes = table_rows(results)
     checks = orderings(means)
-    write_csv(results / "orderings.csv", ["kind", "ordering", "outcome", "numbers"], checks,
-              notes)
+    write_csv(results / "orderings.csv", ["kind", "ordering", "outcome", "numbers"], checks, notes)
     for kind, name, outcome, numbers in checks:
         mark = "warning: " if kind == "robust" and outcome != "held" else ""
         print(f"  {mark}{name}: {outcome}{'' if kind == 'robust' else ' (not robust)'}: {numbers}")
 
 
-def seeds_table(folders: list[Path], out: Path) -> None:
-    """One row per ordering, one column per seed, and how often it held."""
-    tables, notes = zip(*(read_csv(folder / "orderings.csv") for folder in folders), strict=True)
-    seeds = [folder.name.rsplit("seed", 1)[1] for folder in folders]
-    header = ["kind", "ordering", "held", *(f"seed_{s}" for s in seeds)]
+def seeds_table(folders: dict[int, Path], out: Path) -> None:
+    """Write two tables over the result folders of several seeds, {seed: folder}.
+
+    out: how often each ordering held, with a column for each seed
+    <out>_means.csv: mean and standard deviation over the seeds of each row's metrics
+    """
+    read = [read_csv(folder / "orderings.csv") for folder in folders.values()]
+    tables, notes = zip(*read, strict=True)
     rows = []
     for lines in zip(*tables, strict=True):
         outcomes = [line["outcome"] for line in lines]
         rows.append([lines[0]["kind"], lines[0]["ordering"],
                      f"{outcomes.count('held')} of {len(outcomes)}", *outcomes])
-    per_seed = [row_means([r for r in read_csv(f / "table5_per_image.csv")[0]
-                           if r["model"] != "Gold Standard"]) for f in folders]
-    notes = [f"seed {s}: {line}" for s, lines in zip(seeds, notes, strict=True) for line in lines]
-    write_csv(out, header, rows, notes)
+    notes = [f"seed {s}: {line}" for s, lines in zip(folders, notes, strict=True) for line in lines]
+    write_csv(out, ["kind", "ordering", "held", *(f"seed_{s}" for s in folders)], rows, notes)
+
+    per_seed = [table_rows(folder)[0] for folder in folders.values()]
     metrics = ("q", "judge", "psnr", "psnr_original")
-    write_csv(out.with_name(f"{out.stem}_means.csv"),
-              ["row", *(f"{m}{s}" for m in metrics for s in ("", "_sd"))],
-              [[row, *(f"{f([p[row][m] for p in per_seed]):.2f}" for m in metrics
-                       for f in (np.mean, np.std))] for row in per_seed[0]], notes)
+    header = ["row", *(f"{m}{end}" for m in metrics for end in ("", "_sd"))]
+    means = []
+    for row in per_seed[0]:
+        values = [[seed[row][m] for seed in per_seed] for m in metrics]
+        means.append([row, *(f"{f(v):.2f}" for v in values for f in (np.mean, np.std))])
+    write_csv(out.with_name(f"{out.stem}_means.csv"), header, means, notes)
     for row in rows:
         print(f"  {row[1]}: held on {row[2]}")
 
 
 def curve_figure(table: Path) -> None:
-    """Q, the judge and PSNR to the positives against the scale of the adapters, which names a row.
+    """Plot Q, the judge and PSNR to the positives against the scale of the adapters.
 
-    Written beside the table, as .png; the rows are networks by interpolation, not by training.
+    table: of evaluate.py, its rows named by the scales; the picture is written beside it, as .png.
     """
     import matplotlib
 
@@ -131,7 +137,7 @@ def curve_figure(table: Path) -> None:
 
 
 def training_logs(runs: Path) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the log.csv of every run in a folder, the run's name before each row."""
+    """Header and rows of every log.csv below a folder, with the run's name in front of each row."""
     header, rows = ["run"], []
     for path in sorted(runs.glob("*/log.csv")):
         log = read_csv(path, ("step", "l_pix"))[0]
@@ -142,17 +148,11 @@ def training_logs(runs: Path) -> tuple[list[str], list[list[str]]]:
     return header, [row + [""] * (len(header) - len(row)) for row in rows]
 
 
-def write_logs(runs: Path, out: Path) -> None:
-    import torch
-
-    write_csv(out, *training_logs(runs), [
-        f"the log.csv of every run in {runs}, one thread on a CPU ({platform.machine()}), "
-        f"torch {torch.__version__}, numpy {np.__version__}"])
-
-
 def compare_logs(runs: Path, reference: Path) -> None:
-    """Say how the training logs differ from the reference's; same numbers need not be expected of
-    another CPU or another version of torch, similar ones need."""
+    """Print how the training logs differ from the reference.
+
+    Another CPU or another version of torch rounds differently; the numbers are then similar.
+    """
     logs: list[dict[str, list[dict[str, str]]]] = [{}, {}]
     header, rows = training_logs(runs)
     ours = [dict(zip(header, row, strict=True)) for row in rows]
@@ -175,7 +175,11 @@ def compare_logs(runs: Path, reference: Path) -> None:
 
 
 def simulate_votes(study: Path, sr: Path, pristine: Path, out: Path) -> None:
-    """A votes file per rater of user_study.py, by a noisy comparison with the pristine images."""
+    """Write a votes file for each rater of the user study, as demo/data.py simulates raters.
+
+    study: folder that `paper.user_study make` wrote; sr: a folder of SR images for each model.
+    It shows the analysis, and says nothing about what people see.
+    """
     key = read_key(study / "key.json")
     out.mkdir(parents=True, exist_ok=True)
     for rater, plan in key["plan"].items():
@@ -191,47 +195,28 @@ def simulate_votes(study: Path, sr: Path, pristine: Path, out: Path) -> None:
         (out / f"votes_{key['study']}_{rater}.json").write_text(json.dumps(record))
 
 
+def write_logs(runs: Path, out: Path) -> None:
+    import torch
+
+    write_csv(out, *training_logs(runs), [
+        f"the log.csv of every run in {runs}, one thread on a CPU ({platform.machine()}), "
+        f"torch {torch.__version__}, numpy {np.__version__}"])
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        prog="python -m demo.report", description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--results", type=Path, help="folder of table5_per_image.csv")
-    parser.add_argument("--seeds", type=Path, nargs="+", help="result folders of several seeds")
-    parser.add_argument("--curve", type=Path, help="table of evaluate.py, its rows named by scales")
-    parser.add_argument("--logs", type=Path, help="folder of run folders with log.csv")
-    parser.add_argument("--reference", type=Path, help="table of logs to compare --logs with")
-    parser.add_argument("--study", type=Path, help="folder that user_study.py make wrote")
-    parser.add_argument("--sr", type=Path, help="folder of SR images, one subfolder per model")
-    parser.add_argument("--pristine", type=Path, help="folder of the demo's pristine images")
-    parser.add_argument("--out", type=Path, help="table of seeds or of logs; folder of votes")
-    args = parser.parse_args(argv)
-    votes = args.study and args.sr and args.pristine
-    logs = args.logs and (args.reference or args.out)
-    if not (args.results or args.curve or logs or args.out and (args.seeds or votes)):
-        parser.error("give --results; --curve; --logs and --reference or --out; --seeds and --out; "
-                     "or --study, --sr, --pristine and --out")
-    return args
+    parser.add_argument("--logs", type=Path, required=True, help="folder of the run folders")
+    parser.add_argument("--out", type=Path, required=True, help="table to write (.csv)")
+    return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> None:
-    if args.curve:
-        curve_figure(args.curve)
-    elif args.logs and args.reference:
-        compare_logs(args.logs, args.reference)
-    elif args.logs:
-        write_logs(args.logs, args.out)
-    elif args.seeds:
-        seeds_table(args.seeds, args.out)
-    elif args.study:
-        simulate_votes(args.study, args.sr, args.pristine, args.out)
-    else:
-        report(args.results)
+    write_logs(args.logs, args.out)
 
 
 if __name__ == "__main__":
-    try:
+    with clean_exit("demo.report"):
         main(parse_args())
-    except (ValueError, OSError) as error:
-        print(f"demo.report: {error}", file=sys.stderr)
-        sys.exit(2)

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Lint and tests; makes .venv and installs the requirements when the current Python lacks them, and
-# Chromium, in which a test votes through the user study's page, where no browser is there. The fault
-# tests, some minutes more, run by themselves: python -m pytest -n auto tests/faults
+# Lint and tests. Makes .venv and installs the requirements if the current Python lacks them, and
+# Chromium if there is no browser: a test votes on the user study's page in it. The fault tests take
+# some minutes more and are run separately: python -m pytest -n auto tests/faults
 set -euo pipefail
 cd "$(dirname "$0")/.."
-PYTHON=$(bash run_all.sh python tests/requirements.txt)
+PYTHON=$("$(command -v python3 || command -v python)" tools/environment.py tests/requirements.txt)
 if ! command -v chromium chromium-browser google-chrome >/dev/null; then
   echo "installing Chromium for the user study's test (once)" >&2
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then

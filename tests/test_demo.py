@@ -1,22 +1,34 @@
-"""The embedded data: layout, labels, determinism; the tiny Q and the judge."""
+"""The demo: its data, Q and the judge, its networks, its steps, and what it makes of its tables."""
 
 import csv
+import importlib
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import textwrap
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
-from demo import data, quality, report
+import analyze_iqa
+import evaluate
+import finetune_lora
+import train_sr
+from demo import data, quality, report, run
+from demo.nets import start_as_interpolation
 from evaluate import check_pairs, find_realsr
-from models.checkpoint import save_atomic
+from models.checkpoint import read_csv, save_atomic, write_csv
 from models.hggt import load_sets
 from paper import user_study
+from train_sr import PRESETS
 
 ROOT = Path(__file__).resolve().parent.parent
 SEED, LIMIT = 3, 2
@@ -118,28 +130,27 @@ def test_simulated_votes_prefer_the_pristine_and_are_accepted(demo, tmp_path):
 
 
 def test_training_logs_are_compared_with_the_reference(tmp_path, capsys):
-    for run, header, rows in (("AMO", "step,l_pix,share_0,share_1", ["10,0.5,1,0", "20,0.4,1,0"]),
+    for row, header, rows in (("AMO", "step,l_pix,share_0,share_1", ["10,0.5,1,0", "20,0.4,1,0"]),
                               ("stage1", "step,l_pix,share_0", ["10,0.9,1"])):
-        (tmp_path / "a" / run).mkdir(parents=True)
-        (tmp_path / "a" / run / "log.csv").write_text("\n".join([header, *rows]) + "\n")
+        (tmp_path / "a" / row).mkdir(parents=True)
+        (tmp_path / "a" / row / "log.csv").write_text("\n".join([header, *rows]) + "\n")
     reference = str(tmp_path / "reference.csv")
     report.main(report.parse_args(["--logs", str(tmp_path / "a"), "--out", reference]))
     lines = Path(reference).read_text().splitlines()
     assert lines[0].startswith("# ") and "torch" in lines[0]
     assert lines[1:] == ["run,step,l_pix,share_0,share_1", "AMO,10,0.5,1,0", "AMO,20,0.4,1,0",
                          "stage1,10,0.9,1,"]
-    compare = report.parse_args(["--logs", str(tmp_path / "a"), "--reference", reference])
-    report.main(compare)
+    report.compare_logs(tmp_path / "a", Path(reference))
     assert capsys.readouterr().out == f"  training logs: 2 of 2 equal to {reference}\n"
     log = tmp_path / "a/AMO/log.csv"
     log.write_text(log.read_text().replace("20,0.4", "20,0.41"))
     (tmp_path / "a/stage1/log.csv").unlink()
-    report.main(compare)
+    report.compare_logs(tmp_path / "a", Path(reference))
     assert capsys.readouterr().out.splitlines() == [
         "  AMO: differs from step 20 on; last l_pix 0.41, reference 0.4", "  stage1: no log",
         f"  training logs: 0 of 2 equal to {reference}"]
     log.write_text(log.read_text().rsplit("20,", 1)[0])
-    report.main(compare)
+    report.compare_logs(tmp_path / "a", Path(reference))
     assert "AMO: other length; last l_pix 0.5, reference 0.4" in capsys.readouterr().out
 
 
@@ -354,6 +365,273 @@ def test_script_without_data_exits_2(tmp_path):
     command += ["--which", "q", "--out", str(tmp_path / "q.pt")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.startswith("demo/quality.py: ") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("demo.quality: ") and done.stderr.count("\n") == 1
     assert "demo.data --out" in done.stderr
     assert not (tmp_path / "q.pt").exists()
+
+
+# The networks
+
+
+@pytest.mark.parametrize("name", ["swinir_tiny", "rrdb_tiny"])
+def test_demo_nets_start_as_interpolation(name):
+    torch.manual_seed(0)
+    net, x = start_as_interpolation(PRESETS[name]["build"]()), torch.rand(1, 3, 16, 16)
+    taps = torch.tensor([1.0, 2.0, 1.0]) / 4
+    kernel, y = torch.outer(taps, taps).expand(3, 1, 3, 3), x
+    for _ in range(2):
+        y = F.conv2d(F.interpolate(y, scale_factor=2), kernel, padding=1, groups=3)
+    assert (net(x) - y)[..., 8:-8, 8:-8].abs().max() < 1e-5  # borders: zero padding by colour mean
+    net(x).mean().backward()
+    assert net.conv_first.weight.grad.abs().sum() > 0
+
+
+# Orderings
+
+
+ROWS = ("OrigsOnly", "Rand", "UPos", "SMP", "SMA", "AMO", "UPos+FT", "AMO+FT")
+
+
+def test_orderings_say_held_and_not_held():
+    def row(q):
+        return {"q": q, "judge": q, "psnr": 50 - q, "psnr_original": 50 - q}
+
+    means = {r: row(q) for r, q in zip(ROWS, range(10, 18), strict=True)}
+    outcome = {name: o for _, name, o, _ in report.orderings(means)}
+    assert set(outcome.values()) == {"held"}
+    means["SMA"]["q"], means["AMO+FT"]["q"] = 11.5, 15.0
+    outcome = {name: o for _, name, o, _ in report.orderings(means)}
+    assert [n for n, o in outcome.items() if o != "held"] == ["Q rises", "AMO+FT has the highest Q"]
+
+
+def test_table_over_seeds(tmp_path, capsys):
+    """Two seeds of two images; on the second seed SMA's Q falls below UPos's."""
+    folders = {0: tmp_path / "demo", 7: tmp_path / "demo-swinir-seed7"}
+    for seed, folder in folders.items():
+        lines = [["Gold Standard", "a", 99, 99, "", ""]]
+        for k, row in enumerate(ROWS):
+            q = 10 + k + seed if (row, seed) != ("SMA", 7) else 18.5
+            lines += [[f"SwinIR-{row}", name, q + d, q + d, 50 - q - d, 50 - q - d]
+                      for name, d in (("a", -1), ("b", 1))]
+        write_csv(folder / "table5_per_image.csv",
+                  ["model", "image", "q", "judge", "psnr", "psnr_original"], lines, [f"of {seed}"])
+        report.write_orderings(folder)
+    report.seeds_table(folders, tmp_path / "seeds.csv")
+    table, notes = read_csv(tmp_path / "seeds.csv")
+    first = table[0]
+    assert (first["ordering"], first["held"]) == ("Q rises", "1 of 2")
+    assert (first["seed_0"], first["seed_7"]) == ("held", "not held")
+    assert notes == ["seed 0: of 0", "seed 7: of 7"]
+    means, _ = read_csv(tmp_path / "seeds_means.csv")
+    assert [row["row"] for row in means] == list(ROWS)
+    assert (means[0]["q"], means[0]["q_sd"], means[0]["psnr"]) == ("13.50", "3.50", "36.50")
+    out = capsys.readouterr().out
+    assert "warning: Q rises: not held: OrigsOnly 17.00 < Rand 18.00 < UPos 19.00 < SMA 18" in out
+    assert "  Q rises: held on 1 of 2" in out
+
+
+# The steps
+
+
+PARSERS = {"analyze_iqa.py": analyze_iqa, "train_sr.py": train_sr, "evaluate.py": evaluate,
+           "finetune_lora.py": finetune_lora}
+
+
+def parsed(step):
+    """The flags of a step, parsed by its own program."""
+    words = step.command.split()
+    if words[0] == "-m":
+        return importlib.import_module(words[1]).parse_args(words[2:])
+    return PARSERS[words[0]].parse_args(words[1:])
+
+
+@pytest.mark.parametrize("all_rows", [False, True])
+@pytest.mark.parametrize("net", ["swinir", "rrdb"])
+def test_every_step_is_accepted_and_comes_after_what_it_reads(net, all_rows):
+    demo = run.Demo(net, 3, all_rows)
+    steps = {step.name: step for step in demo.steps()}
+    assert len(steps) == len(demo.steps())
+    args = {name: parsed(step) for name, step in steps.items()}
+
+    def before(name):
+        return set(steps[name].after).union(*map(before, steps[name].after))
+
+    for name, flags in args.items():
+        if name in ("analysis", "figures"):  # they write many files into the results' folder
+            continue
+        path = re.escape(str(getattr(flags, "export", None) or flags.out))
+        for reader, step in steps.items():
+            if reader != name and re.search(rf"{path}(?![\w.+,-])", step.command):
+                unused = (name, reader) == ("q", "stage1")  # its --iqa chooses nothing
+                assert unused or name in before(reader), (name, reader)
+    assert {"analysis", "table5", "table8"} <= before("figures") and "table5" in before("study")
+    for name in demo.rows:
+        a = args[name]
+        assert (a.net, a.seed, a.tau) == (f"{net}_tiny", 3, 10.0 if "+FT" in name else 3.0)
+        assert a.sampler == name.split("+")[0].lower().replace("origs", "origs_")
+        assert a.steps == (60 if "+FT" in name else 200) and a.perceptual == "laplacian"
+    assert args["stage1"].steps == 400 and args["stage1"].lambda_p == args["stage1"].lambda_a == 0
+    assert args["data"].setting == PRESETS[f"{net}_tiny"]["degradation"]
+    assert args["AMO+FT_Q0"].lambda_q == 0 and args["AMO+FT"].lambda_q == 0.001
+    assert args["AMO+FT_full"].full and args["AMO+FT_full"].lr == 1e-4
+    assert [m.split("=")[0] for m in args["table5"].models] == [
+        f"{demo.label}-{row}" for row in demo.rows]
+    assert [m.split("=")[0] for m in args["lora_curve"].models] == ["0", "0.5", "1", "1.5"]
+
+
+def test_all_rows_are_those_of_table_7():
+    table = read_csv(Path(ROOT / "paper/table7.csv"))[0]
+    paper = {row["model"].removeprefix("SwinIR-"): row for row in table
+             if row["model"].startswith("SwinIR-")}
+    rows = {step.name: parsed(step) for step in run.Demo("swinir", 0, True).steps()
+            if step.name in paper}
+    assert set(rows) == set(paper)
+    for name, args in rows.items():
+        if "+FT" in name:
+            assert args.lambda_a == float(paper[name]["lambda_a"])
+            metric = {"-": 0, "musiq": "demo.quality:q", "paq2piq": "demo.quality:judge"}
+            assert (args.lambda_q and args.iqa[0].split("@")[0]) == metric[paper[name]["nr_metric"]]
+            assert bool(args.init_d) == (args.lambda_a > 0)
+    few = [row for row in run.Demo("swinir", 0, False).rows]
+    assert few == [*report.CHAIN[:3], "SMA", "SMP", "AMO", "UPos+FT", "AMO+FT", "AMO+FT_Q0",
+                   "AMO+FT_full"]
+
+
+def test_folders_of_the_demo():
+    for net, seed, results in (("swinir", 0, "demo"), ("rrdb", 0, "demo-rrdb-seed0"),
+                               ("swinir", 2, "demo-swinir-seed2")):
+        demo = run.Demo(net, seed, False)
+        assert str(demo.results) == f"results/{results}"
+        assert str(demo.data) == f"datasets/demo/{net}-seed{seed}"
+        assert str(demo.runs) == f"runs/demo/{net}-seed{seed}"
+
+
+@pytest.mark.parametrize("flags", [["--net", "vgg"], ["--seeds", "x"], ["--seeds"], ["--al"]])
+def test_wrong_flags_of_the_demo(flags):
+    with pytest.raises(SystemExit, match="2"):
+        run.parse_args(flags)
+
+
+def script(folder, name, text):
+    path = folder / f"{name}.py"
+    path.write_text(textwrap.dedent(text))
+    return str(path)
+
+
+def test_steps_run_side_by_side_in_the_order_of_their_needs(tmp_path, capfd):
+    """Two at a time; each writes when it began and ended, and what it sees of the environment."""
+    child = script(tmp_path, "child", """
+        import os, sys, time
+        begin = time.time()
+        print(os.environ["OMP_NUM_THREADS"], repr(os.environ["CUDA_VISIBLE_DEVICES"]), sys.argv[1])
+        print("to the log", file=sys.stderr)
+        time.sleep(0.3)
+        open(sys.argv[1], "w").write(f"{begin} {time.time()}")
+        """)
+    (tmp_path / "there").touch()
+    steps = [run.Step("last", ("a", "b", "skipped"), f"{child} {tmp_path}/last.txt", shown=True),
+             run.Step("skipped", (), "no_such_file.py", makes=tmp_path / "there"),
+             *(run.Step(n, (), f"{child} {tmp_path}/{n}.txt") for n in "abc")]
+    run.run_steps(steps, tmp_path, 2)
+    times = {n: [float(x) for x in (tmp_path / f"{n}.txt").read_text().split()]
+             for n in ("a", "b", "c", "last")}
+    assert times["a"][0] < times["b"][1] and times["b"][0] < times["a"][1]  # side by side
+    assert times["c"][0] > min(times["a"][1], times["b"][1])  # there is no third at a time
+    assert times["last"][0] > max(times["a"][1], times["b"][1])
+    assert (tmp_path / "a.log").read_text() == f"1 '' {tmp_path}/a.txt\nto the log\n" or (
+        tmp_path / "a.log").read_text() == f"to the log\n1 '' {tmp_path}/a.txt\n"
+    assert (tmp_path / "last.log").read_text() == "to the log\n"
+    out = capfd.readouterr().out
+    assert f"1 '' {tmp_path}/last.txt\n" in out and "a.txt" not in out
+    assert sorted(line.split()[0] for line in out.splitlines() if line.endswith(" s")) == [
+        "a", "b", "c", "last"]
+
+
+def test_a_step_that_fails_stops_the_others_and_shows_the_end_of_its_log(tmp_path, capfd):
+    slow = script(tmp_path, "slow", "import time; time.sleep(60)")
+    bad = script(tmp_path, "bad", "import sys; print(*range(9), sep='\\n'); sys.exit(3)")
+    begin = time.monotonic()
+    with pytest.raises(SystemExit) as stopped:
+        run.run_steps([run.Step("slow", (), slow), run.Step("bad", (), bad),
+                       run.Step("never", ("bad",), slow)], tmp_path, 2)
+    assert stopped.value.code == 1 and time.monotonic() - begin < 30
+    assert capfd.readouterr().err.splitlines() == [
+        *"45678", f"demo.run: bad failed; see {tmp_path}/bad.log"]
+    assert not (tmp_path / "never.log").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_all_steps(tmp_path, number):
+    """The step saves on SIGTERM; its own child ends as well; the demo's exit code is 130."""
+    child = script(tmp_path, "child", """
+        import signal, subprocess, sys, time
+        def save(*_):
+            open("saved", "w").close()
+            sys.exit(0)
+        signal.signal(signal.SIGTERM, save)
+        grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        open("started", "w").write(str(grandchild.pid))
+        time.sleep(60)
+        """)
+    main = script(tmp_path, "main", f"""
+        import sys
+        sys.path.insert(0, {str(ROOT)!r})
+        from demo import run
+        from models.distributed import clean_exit
+        run.Demo.steps = lambda self: [run.Step("child", (), {child!r})]
+        with clean_exit("demo.run"):
+            run.main(run.parse_args(["--seeds", "5", "6"]))
+        """)
+    process = subprocess.Popen([sys.executable, main], cwd=tmp_path, stderr=subprocess.PIPE,
+                               text=True)
+    while not (tmp_path / "started").exists() or not (tmp_path / "started").read_text():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == 130, error
+    assert error == "demo.run: stopped; rerun the same command to resume\n"
+    assert (tmp_path / "saved").exists()
+    grandchild = Path("/proc", (tmp_path / "started").read_text(), "stat")
+    assert not grandchild.exists() or grandchild.read_text().split()[2] == "Z"
+    assert not (tmp_path / "runs/demo/swinir-seed6").exists()
+
+
+def test_a_row_trains_from_stage_one_by_its_own_commands(demo, tmp_path, monkeypatch, capfd):
+    """The first weights, stage one and AMO of the real step list, two steps each, on two sets."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("train_sr.py", "models", "demo"):
+        Path(name).symlink_to(ROOT / name)
+    few = run.Demo("rrdb", 0, False)
+    few.data.parent.mkdir(parents=True)
+    subprocess.run(["cp", "-r", demo, few.data], check=True)
+    for kind in ("images", "labels"):
+        (few.data / f"HGGT/Train/{kind}/0-{LIMIT}").rename(few.data / f"HGGT/Train/{kind}/0-40")
+    few.runs.mkdir(parents=True)
+    save_atomic(quality.QNet().state_dict(), few.runs / "q.pt")
+    for name in ("STAGE_ONE", "STAGE_TWO"):
+        monkeypatch.setattr(run, name, getattr(run, name) + " --steps 2 --batch-size 2")
+    steps = {step.name: step for step in few.steps()}
+    run.run_steps([steps["start"]._replace(after=()), steps["stage1"],
+                   steps["AMO"]._replace(after=("stage1",))], few.runs, 2)
+    for name in ("stage1", "AMO"):
+        assert (few.runs / name / "net_g_ema.pt").is_file()
+        assert "net_g_ema.pt" in (few.runs / f"{name}.log").read_text()
+    assert [line.split()[0] for line in capfd.readouterr().out.splitlines()] == [
+        "start", "stage1", "AMO"]
+
+
+def test_figure_7_without_and_with_a_browser(tmp_path, monkeypatch, capsys):
+    page = tmp_path / "page.html"
+    monkeypatch.setattr(run.shutil, "which", lambda name: None)
+    run.page_picture(page, tmp_path / "figure7.png", tmp_path)
+    text = f"figure7.png: not made, no Chromium; it is a picture of {page}"
+    assert text in capsys.readouterr().out
+    browser = tmp_path / "browser.sh"
+    browser.write_text("""#!/bin/sh\nfor a in "$@"; do
+        case $a in --screenshot=*) echo "$@" > "${a#--screenshot=}";; esac; done\n""")
+    browser.chmod(0o755)
+    monkeypatch.setattr(run.shutil, "which", {"chromium": str(browser)}.get)
+    run.page_picture(page, tmp_path / "figure7.png", tmp_path)
+    assert capsys.readouterr().out == "figure7.png: written\n"
+    assert (tmp_path / "figure7.png").read_text().strip().endswith(page.as_uri())

@@ -1,0 +1,207 @@
+"""Check what a list of commands needs before the first one starts, or check one data folder.
+
+    DRY=1 bash run_all.sh paper | python -m tools.check --plan    # part of `run_all.sh paper`
+    python -m tools.check --data datasets/HGGT                    # decode every image of a folder
+
+--plan reads commands from stdin, one per line, and checks what those of the four scripts need: data
+folders, weights (missing metric weights are downloaded), GPUs and disk space. All problems are
+listed at once, one per line, with exit code 2. Weights that a command of the list writes need not
+exist yet. Lines that begin with # are skipped. --data prints counts, sizes, labels and problems.
+"""
+
+import argparse
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import torch
+
+import analyze_iqa
+import evaluate
+import finetune_lora
+import train_sr
+from models.checkpoint import one_line
+from models.discriminator import UNetDiscriminatorSN
+from models.distributed import clean_exit
+from models.hggt import check_data, index_sets, load_sets
+from models.iqa import load_iqa
+from models.metrics import pyiqa_name
+from models.weights import load_discriminator, load_like, prefetch
+
+SCRIPTS = {f"{script.__name__}.py": script
+           for script in (analyze_iqa, train_sr, finetune_lora, evaluate)}
+TRAINING = ("train_sr.py", "finetune_lora.py")
+Command = tuple[str, argparse.Namespace, int]  # script, its flags, processes
+Check = tuple[Callable, ...]  # a function and its arguments
+
+
+def read_plan(lines: Iterable[str]) -> list[Command]:
+    """The commands of the four scripts, parsed by the scripts; a wrong flag exits with code 2."""
+    commands = []
+    for line in lines:
+        words = [] if line.startswith("#") else shlex.split(line)
+        script = next((word for word in words if word in SCRIPTS), None)
+        if script:
+            at = words.index(script)
+            launcher = argparse.ArgumentParser("torchrun", allow_abbrev=False)
+            launcher.add_argument("--nproc_per_node", type=int, default=1)
+            processes = launcher.parse_known_args(words[:at])[0].nproc_per_node
+            commands.append((script, SCRIPTS[script].parse_args(words[at + 1 :]), processes))
+    return commands
+
+
+# ------------------------------------------------------------------------- single checks
+# Each prints what it has found, and raises ValueError or OSError, or returns a list of problems.
+
+
+def check_sets(folder: str, labels: bool) -> None:
+    """Index a multi-GT folder, which must have labels if `labels`."""
+    sets = load_sets(folder)
+    if labels and sets.labels is None:
+        raise ValueError(f"{folder}: has no labels; upos, smp and analyze_iqa.py need them")
+    print(f"{folder}: {len(sets.names)} sets")
+
+
+def check_test(gt: str, lq: str) -> list[str]:
+    """Index a test set, and compare its LQ images with the GTs."""
+    sets, problems = index_sets(gt)
+    files = [os.path.join(lq, f"{name}.png") for name in sets.names]
+    print(f"{gt}: {len(sets.names)} test images")
+    return problems + evaluate.check_pairs(sets, files, False)
+
+
+def check_realsr(folder: str) -> list[str]:
+    sets, files = evaluate.find_realsr(folder)
+    print(f"{folder}: {len(sets.names)} test images")
+    return evaluate.check_pairs(sets, files, True)
+
+
+def check_file(path: str) -> None:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+
+
+def check_init(net: str, path: str) -> None:
+    """--init loads as the network that --net names."""
+    load_like(train_sr.PRESETS[net]["build"](), path)
+    print(f"{path}: weights of {net}")
+
+
+def check_discriminator(net: str, path: str) -> None:
+    net_d = UNetDiscriminatorSN(num_feat=train_sr.PRESETS[net]["disc_feat"])
+    load_discriminator(net_d, path)
+    print(f"{path}: discriminator")
+
+
+def check_metric(name: str) -> None:
+    """The weights of a metric, or of vgg19, are there or can be downloaded."""
+    try:
+        if ":" in name or "@" in name:  # your own metric, or your own weights
+            load_iqa(name, "cpu")
+        else:
+            prefetch(name)
+    except (ValueError, OSError, ImportError) as error:
+        raise ValueError(f"{name}: {one_line(error)}") from error
+    print(f"{name}: ready", flush=True)
+
+
+def check_machine(commands: list[Command]) -> list[str]:
+    """GPUs for the processes, whole batches for each GPU, room on the disk."""
+    problems = []
+    processes = max((count for *_, count in commands), default=0)
+    found = torch.cuda.device_count()
+    if found < processes:
+        problems.append(f"{found} GPUs found, but {processes} processes are to be started (GPUS=)")
+    trained = [(args, count) for script, args, count in commands if script in TRAINING]
+    for batch, count in dict.fromkeys(
+        (args.batch_size or train_sr.PRESETS[args.net]["batch_size"], count)
+        for args, count in trained
+    ):
+        if batch % count:
+            problems.append(f"the batch size {batch} must be divisible by the {count} processes "
+                            "(GPUS=)")
+    # A run folder holds weights, averages and two optimisers, and all of them twice during a save
+    need, free = 2 + len(trained), shutil.disk_usage(".").free // 2**30
+    if free < need:
+        problems.append(f"{free} GB free on this disk; about {need} GB are needed")
+    return problems
+
+
+# ------------------------------------------------------------------------- the plan
+
+
+def analysis_needs(args: argparse.Namespace) -> Iterator[Check]:
+    yield from ((check_file, path) for path in (args.pairs, args.pairs_test) if path)
+    if args.sets:
+        yield check_sets, args.sets, True
+    for name in args.metrics or analyze_iqa.METRICS:
+        yield check_metric, name.split("=")[-1]
+
+
+def evaluation_needs(args: argparse.Namespace) -> Iterator[Check]:
+    yield (check_realsr, args.realsr) if args.realsr else (check_test, args.gt, args.lq)
+    for name in (*args.metrics, *(extra.split("=", 1)[1] for extra in args.extra)):
+        if name not in ("psnr", "ssim"):
+            yield check_metric, pyiqa_name(name)
+
+
+def training_needs(args: argparse.Namespace, written: set[str]) -> Iterator[Check]:
+    """written: run folders of the plan, whose weights need not exist yet"""
+    yield check_sets, args.data, args.sampler in ("upos", "smp")
+    if args.init and str(Path(args.init).parent) not in written:
+        yield check_init, args.net, args.init
+    if args.init_d and str(Path(args.init_d).parent) not in written:
+        yield check_discriminator, args.net, args.init_d
+    if args.sampler in ("sma", "smp", "amo") or getattr(args, "lambda_q", 0):
+        yield from ((check_metric, name) for name in args.iqa)
+    if args.lambda_p and args.perceptual == "vgg19":
+        yield check_metric, "vgg19"
+
+
+def check_plan(commands: list[Command]) -> list[str]:
+    """All that is missing or wrong, a line each."""
+    problems, needs = check_machine(commands), []
+    written = {str(Path(args.out)) for script, args, _ in commands
+               if script in TRAINING and args.out}
+    for script, args, _ in commands:
+        if script == "analyze_iqa.py":
+            needs += analysis_needs(args)
+        elif script == "evaluate.py":
+            needs += evaluation_needs(args)
+        else:
+            needs += training_needs(args, written)
+    # Each once, the downloads last
+    for check, *arguments in sorted(dict.fromkeys(needs), key=lambda c: c[0] is check_metric):
+        try:
+            problems += check(*arguments) or []
+        except (ValueError, OSError) as error:
+            problems.append(one_line(error))
+    return list(dict.fromkeys(problems))
+
+
+def main(args: argparse.Namespace) -> None:
+    if args.plan:
+        problems = check_plan(read_plan(sys.stdin))
+        if problems:
+            raise ValueError("\n".join(problems))
+    elif problems := check_data(args.data):
+        raise ValueError(f"{args.data}: {len(problems)} problems, listed above")
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.check", description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--plan", action="store_true", help="check the commands on stdin")
+    what.add_argument("--data", metavar="DIR", help="check a data folder, decoding every image")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    with clean_exit("check.py"):
+        main(parse_args())
