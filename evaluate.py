@@ -33,7 +33,6 @@ import importlib.metadata
 import os
 import platform
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -77,22 +76,6 @@ class Column(NamedTuple):
     function: Callable  # a metric: (sr) or (sr, gts), each (N, 3, H, W) in [0, 1] -> (N,)
     cache: ScoreCache
 
-    def score(self, labels: dict[str, str], sr: Tensor, gts: Tensor | None = None) -> None:
-        """Score images, (N, 3, H, W), and cache each score under its {key: label}.
-
-        Against gts, (K, 3, H, W), there is one image, whose score is the mean over them.
-        """
-        if sr.is_cuda:
-            torch.cuda.synchronize()  # what made the images has its own time
-        begin = time.perf_counter()
-        if gts is None:
-            scores = self.function(sr).tolist()
-        else:
-            scores = [self.function(sr.expand_as(gts), gts).double().mean().item()]
-        seconds = (time.perf_counter() - begin) / len(labels)
-        self.cache.add([(key, label, score, seconds)
-                        for (key, label), score in zip(labels.items(), scores, strict=True)])
-
 
 # ------------------------------------------------------------------------- the protocol
 
@@ -130,8 +113,10 @@ def gold_standard(
             missing = {key: gt for key, gt in zip(keys[i], gts, strict=True)
                        if key not in column.cache}
             if missing:
-                column.score(missing, torch.cat([gts[gt] for gt in missing.values()]))
-    share(columns)
+                column.cache.score(column.function, missing,
+                                   torch.cat([gts[gt] for gt in missing.values()]))
+    for column in columns.values():
+        column.cache.share()
     return [{name: max(column.cache.known[key].score for key in of_set)
              for name, column in columns.items()} for of_set in keys]
 
@@ -162,7 +147,8 @@ def score_model(
         if save_sr:
             save_png(saved[i], sr, made_by[i])
         score_sr(row, sr, images[i], columns, keys[i])
-    share(columns)
+    for column in columns.values():
+        column.cache.share()
     return [{name: column.cache.known[of_image[name]].score for name, column in columns.items()}
             for of_image in keys]
 
@@ -175,13 +161,8 @@ def score_sr(
     for name, column in columns.items():
         if keys[name] not in column.cache:
             gts = [decoded(path) for path in image.references[column.kind]]
-            column.score({keys[name]: f"{row}/{image.name}"}, sr, torch.cat(gts) if gts else None)
-
-
-def share(columns: dict[str, Column]) -> None:
-    """Make the scores that this process has added known to all; a barrier."""
-    for cache in {column.cache.path: column.cache for column in columns.values()}.values():
-        cache.share()
+            column.cache.score(column.function, {keys[name]: f"{row}/{image.name}"}, sr,
+                               torch.cat(gts) if gts else None)
 
 
 # ------------------------------------------------------------------------- inputs
@@ -241,18 +222,16 @@ def read_test_set(args: argparse.Namespace) -> tuple[MultiGT, list[TestImage], l
     return sets, images, problems + check_pairs(sets, lq_files, bool(args.realsr))
 
 
-def read_columns(metrics: list[str], extra: list[str]) -> tuple[dict[str, str], list[str]]:
+def read_columns(args: argparse.Namespace, sets: MultiGT) -> tuple[dict[str, str], list[str]]:
     """--metrics and --extra as {column: NAME or NAME@FILE}, and a line for all that is wrong."""
-    specs, more = {m.partition("@")[0]: m for m in metrics}, split_pairs(extra, "--extra")
+    specs = {metric.partition("@")[0]: metric for metric in args.metrics}
+    extra = split_pairs(args.extra, "--extra")
     taken = {*specs, "model", "image", "no_human_labels", "psnr_original"}
-    return specs | more, [f"--extra {name}: is a column already" for name in more if name in taken]
-
-
-def check_sizes(sets: MultiGT, specs: dict[str, str]) -> list[str]:
-    """A line for each metric that cannot score the smallest GT."""
-    smallest = int(sets.sizes.min()) if len(sets.sizes) else 0
-    return [f"metric {c}: needs GTs of {smallest_side(m)} px, the smallest has {smallest}"
-            for c, m in specs.items() if smallest < smallest_side(m)]
+    problems = [f"--extra {name}: is a column already" for name in extra if name in taken]
+    specs, smallest = specs | extra, int(sets.sizes.min()) if len(sets.sizes) else 0
+    return specs, problems + [
+        f"metric {c}: needs GTs of {smallest_side(m)} px, the smallest has {smallest}"
+        for c, m in specs.items() if smallest < smallest_side(m)]
 
 
 def open_columns(
@@ -339,8 +318,10 @@ def write_tables(
     out: Path, columns: list[str], names: list[str], rows: dict[str, list[dict[str, float]]],
     comments: list[str],
 ) -> list[list[str]]:
-    """Write --out and <out>_per_image.csv, of {row: {column: score} of each image}; returns --out's
-    rows."""
+    """Write --out, whose rows are returned, and <out>_per_image.csv.
+
+    rows: {row: {column: score} of each image}
+    """
     table, per_image, every = [], [], [*columns, "psnr_original"]
     for row, scores in rows.items():
         scores = [{c: round(s, 6) for c, s in of_image.items()} for of_image in scores]
@@ -391,9 +372,9 @@ def main(args: argparse.Namespace) -> None:
 
     # Inputs, all of them checked before the first image is made
     models = split_pairs(args.models, "--models")
-    specs, problems = read_columns(args.metrics, args.extra)
-    sets, images, wrong = read_test_set(args)
-    refuse([*problems, *wrong, *check_sizes(sets, specs), *check_models(list(models.values()))])
+    sets, images, problems = read_test_set(args)
+    specs, wrong = read_columns(args, sets)
+    refuse([*problems, *wrong, *check_models(list(models.values()))])
 
     # Metrics: the column of an unavailable one stays empty
     metrics, unavailable, problems = load_metrics(specs, device)
@@ -405,7 +386,7 @@ def main(args: argparse.Namespace) -> None:
             print(f"evaluate.py: {count} images have no Positive GT; they are compared with their "
                   "original", file=sys.stderr)
 
-    # Earlier scores, which hold for files of the same content
+    # Earlier scores, which hold where the files have the same content
     out = Path(args.out)
     folder = out.with_name("scores")
     files = [path for image in images for path in (image.lq, *image.gts)]

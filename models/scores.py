@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from models.checkpoint import file_digest, one_line, sha256
@@ -188,12 +188,30 @@ class ScoreCache:
         return key in self.known or key in self.new
 
     def add(self, rows: Sequence[tuple[str, str, float, float]]) -> None:
-        """Write (key, label, score, seconds); OSError names the file."""
-        if rows:
-            append_rows(self.path, SCORE_HEADER,
-                        [(key, " ".join(label.splitlines()), score, f"{seconds:.6f}")
-                         for key, label, score, seconds in rows])
+        """Write (key, label, score, seconds), but no NaN; OSError names the file."""
+        lines = [(key, " ".join(label.splitlines()), score, f"{seconds:.6f}")
+                 for key, label, score, seconds in rows if not np.isnan(score)]
+        if lines:
+            append_rows(self.path, SCORE_HEADER, lines)
         self.new |= {key: Score(score, seconds) for key, _, score, seconds in rows}
+
+    def score(
+        self, metric: Callable, labels: dict[str, str], images: Tensor, gts: Tensor | None = None
+    ) -> None:
+        """Score images, (N, 3, H, W), by `metric` and write each score under its {key: label}.
+
+        Against gts, (K, 3, H, W), there is one image, whose score is the mean over them.
+        """
+        if images.is_cuda:
+            torch.cuda.synchronize()  # what made the images has its own time
+        begin = time.perf_counter()
+        if gts is None:
+            scores = metric(images).tolist()
+        else:
+            scores = [metric(images.expand_as(gts), gts).double().mean().item()]
+        seconds = (time.perf_counter() - begin) / len(labels)
+        self.add([(key, label, score, seconds)
+                  for (key, label), score in zip(labels.items(), scores, strict=True)])
 
     def share(self) -> None:
         """Make the new scores of every process known to all; a barrier."""
