@@ -20,7 +20,7 @@ import train_sr
 from models.checkpoint import load_file, read_state
 from models.distributed import dead_worker_named
 from models.samplers import choose_argmax, sampling_weights
-from models.metrics import MeanOfMetrics, mean_standardised, scale_of
+from models.scores import MeanOfMetrics, mean_standardised, scale_of
 from models.swinir import SwinIR
 from train_sr import ema_update, lr_at
 
