@@ -58,8 +58,9 @@ from models.metrics import (
     to_8bit,
 )
 from models.scores import ScoreCache, compared_key, file_hashes, file_key, output_key
-from models.weights import SCALE, load_net
+from models.weights import load_net
 
+SCALE = 4
 GOLD = "Gold Standard"
 DECIMALS = {"ssim": 3, "lpips": 3, "lpips_st": 3, "dists": 3}  # of the printed table; else 2
 

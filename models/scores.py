@@ -193,7 +193,7 @@ class ScoreCache:
                  for key, label, score, seconds in rows if not np.isnan(score)]
         if lines:
             append_rows(self.path, SCORE_HEADER, lines)
-        self.new |= {key: Score(score, seconds) for key, _, score, seconds in rows}
+        self.new |= {key: Score(score, round(seconds, 6)) for key, _, score, seconds in rows}
 
     def score(
         self, metric: Callable, labels: dict[str, str], images: Tensor, gts: Tensor | None = None
@@ -309,40 +309,43 @@ def score_images(
     """
     rank, world, _ = init_distributed()
     batch_size = batch_size or (8 if torch.device(device).type == "cuda" else 1)
-    hashes = file_hashes(images.values(), folder)
-    failures = [f"{label}: {one_line(hashes[path])}" for label, path in images.items()
-                if isinstance(hashes[path], OSError)]
-    keys = {label: file_key(hashes[path]) for label, path in images.items()
-            if not isinstance(hashes[path], OSError)}
+    keys, failures = _keys_of(images, folder)
     cache = ScoreCache(name, folder)
-    missing = {}  # {key: label}, one of each content
-    for label in sorted(keys):
-        if keys[label] not in cache:
-            missing.setdefault(keys[label], label)
-    share = {key: missing[key] for key in list(missing)[rank::world]}
+    one_of_each = {keys[label]: label for label in sorted(keys, reverse=True)}
+    missing = sorted((label, key) for key, label in one_of_each.items() if key not in cache)
+    share = {key: label for label, key in missing[rank::world]}
 
     # Rank 0 builds first: it may download the weights
     net, error = rank_zero_first(lambda: _try_to_build(build) if share else (None, None))
     if net is not None:
+        files = {key: images[label] for key, label in share.items()}
         with tqdm(total=len(share), desc=name, unit="image", disable=rank > 0) as bar:
-            files = {key: images[label] for key, label in share.items()}
             batches = read_batches(files, batch_size, read)
             failed, error = _score_batches(net, batches, share, cache, device, bar)
             failures += failed
     reports = gather((error, failures[:1]))
     cache.share()
     error = next((e for e, _ in reports if e), None)
-    failures = [text for _, texts in reports for text in texts]
 
     found = {label: cache.known[key] for label, key in keys.items() if key in cache}
     if rank == 0 and len(found) < len(images):
+        first = [text for _, texts in reports for text in texts][:1]
         print(f"{name}: {len(images) - len(found)} of {len(images)} images not scored: "
-              f"{error or ''.join(failures[:1])}")
+              f"{error or ''.join(first)}")
     if images and (error or not found):
         return None
     # Nine digits determine a float32
     return Scores({label: float(f"{score:.9g}") for label, (score, _) in found.items()},
                   sum(cache.known[key].seconds for key in dict.fromkeys(map(keys.get, found))))
+
+
+def _keys_of(images: dict[str, str], folder: Path) -> tuple[dict[str, str], list[str]]:
+    """{label: key} of the files that can be read, and a line for each other."""
+    hashes = file_hashes(images.values(), folder)
+    keys = {label: hashes[path] for label, path in images.items()}
+    return ({label: file_key(found) for label, found in keys.items() if isinstance(found, str)},
+            [f"{label}: {one_line(found)}" for label, found in keys.items()
+             if isinstance(found, OSError)])
 
 
 def _try_to_build(build: Callable[[], nn.Module]) -> tuple[nn.Module | None, str | None]:

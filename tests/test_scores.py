@@ -20,15 +20,15 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Brightness(torch.nn.Module):
-    """The mean of each image; `calls` counts images."""
+    """The mean of each image, or `function` of the images; `calls` counts images."""
 
-    def __init__(self):
+    def __init__(self, function=lambda x: x.mean((1, 2, 3))):
         super().__init__()
-        self.calls = 0
+        self.function, self.calls = function, 0
 
     def forward(self, x):
         self.calls += len(x)
-        return x.mean((1, 2, 3))
+        return self.function(x)
 
 
 def save(path: Path, level: int, side: int = 8) -> str:
@@ -223,6 +223,92 @@ def test_an_unreadable_file_is_a_failure_of_its_own(tmp_path, capsys):
     assert capsys.readouterr().out == ("mean: 1 of 2 images not scored: gone: [Errno 2] No such "
                                        f"file or directory: '{tmp_path}/gone.png'\n")
     assert score_images("mean", Brightness, {"gone": images["gone"]}, tmp_path / "cache") is None
+
+
+def large_only(x):
+    if x.shape[-1] < 16:
+        raise RuntimeError("image too small")
+    return x.mean((1, 2, 3))
+
+
+def test_failures_of_single_images_and_of_metrics(tmp_path, capsys):
+    images = {f"{i}.png": save(tmp_path / f"{i}.png", 100 + i, side)
+              for i, side in enumerate((16, 8, 16))}
+    (tmp_path / "3.png").write_bytes(b"not an image")
+    images["3.png"] = str(tmp_path / "3.png")
+
+    def score(name, function):
+        found = score_images(name, lambda: Brightness(function), images, tmp_path / "cache",
+                             batch_size=8)
+        text = capsys.readouterr().out
+        assert text.count("\n") == 1
+        return found, text
+
+    found, text = score("large", large_only)
+    assert list(found.quality) == ["0.png", "2.png"]
+    assert found.quality["2.png"] == pytest.approx(0.4)
+    assert text.startswith("large: 2 of 4 images not scored: 1.png: RuntimeError: image too small")
+    # A metric that takes one image at a time
+    found, text = score("single", lambda x: x.mean((1, 2, 3)) if len(x) == 1 else 1 / 0)
+    assert list(found.quality) == ["0.png", "1.png", "2.png"]
+    assert "1 of 4 images not scored: 3.png: unreadable image" in text
+    found, text = score("nan", lambda x: torch.full((len(x),), torch.nan))
+    assert found is None and "4 of 4 images not scored: 0.png: gave a quality of [nan" in text
+
+    def absent():
+        raise OSError("weights are missing")
+
+    assert score_images("absent", absent, images, tmp_path / "cache") is None
+    assert capsys.readouterr().out == "absent: 4 of 4 images not scored: weights are missing\n"
+
+
+@pytest.mark.parametrize("bad, given_up", [(12, False), (70, True)])
+def test_a_metric_is_given_up_after_many_failures_without_a_success(tmp_path, bad, given_up):
+    images = {}
+    for i in range(bad):
+        images[f"a{i:02}"] = str(tmp_path / f"a{i:02}.png")
+        Path(images[f"a{i:02}"]).write_text(f"not an image, {i}")
+    images["z"] = save(tmp_path / "z.png", 100)
+    found = score_images("mean", Brightness, images, tmp_path / "cache")
+    assert found is None if given_up else list(found.quality) == ["z"]
+
+
+def test_images_of_several_sizes_are_scored_in_batches_and_once(tmp_path, monkeypatch):
+    batches, plain = [], scores.score_batch
+    monkeypatch.setattr(scores, "score_batch", lambda net, batch, device: (
+        batches.append([len(x) for x in batch]), plain(net, batch, device))[1])
+    sides = (32, 24, 32, 32, 40, 24)
+    images = {f"data/{i}, image.png": save(tmp_path / f"{i}, image.png", 20 * i, side)
+              for i, side in enumerate(sides)}
+    found = score_images("mean", Brightness, images, tmp_path / "cache", batch_size=2)
+    assert sorted(batches) == [[24, 24], [32], [32, 32], [40]]
+    for i, q in enumerate(found.quality.values()):
+        assert q == pytest.approx(20 * i / 255, rel=1e-6)
+    assert score_images("mean", None, images, tmp_path / "cache") == found  # with its seconds
+
+
+def test_an_image_is_decoded_once_for_several_metrics_as_far_as_memory_allows(tmp_path,
+                                                                               monkeypatch):
+    images = {str(i): save(tmp_path / f"{i}.png", 20 * i + 10, 32) for i in range(4)}
+    (tmp_path / "broken.png").write_text("none")
+    images["broken"] = str(tmp_path / "broken.png")
+    opened, plain = [], scores.read_or_error
+    monkeypatch.setattr(scores, "read_or_error", lambda path: (opened.append(path), plain(path))[1])
+    for room, count in ((10**6, 4), (2 * 32 * 32 * 3, 2 + 3 * 2), (0, 3 * 4)):
+        opened.clear()
+        read = scores.keep_decoded(room)
+        for _ in range(3):
+            decoded = [read(path) for path in images.values()]
+        for image, path in zip(decoded[:4], images.values(), strict=False):
+            assert (image == plain(path)).all()
+        assert isinstance(decoded[4], ValueError) and opened.count(images["broken"]) == 3
+        assert len(opened) - 3 == count
+    opened.clear()
+    del images["broken"]
+    read = scores.keep_decoded(10**6)
+    for name in ("one", "another"):
+        score_images(name, Brightness, images, tmp_path / "cache", read=read)
+    assert len(opened) == 4
 
 
 def test_nothing_to_score(tmp_path):
