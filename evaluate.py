@@ -281,17 +281,17 @@ def protocol(
 
     functions: of the available columns
     """
-    references = "the original (no labels)"
+    against = "the original (no labels)"
     if sets.labels is not None:
-        references = (f"the mean of the Positive GTs; {without_positive(sets)} images without one "
-                      "against the original")
+        against = (f"the mean of the Positive GTs; {without_positive(sets)} images without one "
+                   "against the original")
     files = {c: m.partition("@") for c, m in specs.items() if "@" in m}
     weights = {c: getattr(f, "weights", "") for c, f in functions.items() if c not in files}
     return [
         f"{args.realsr or args.gt}: {len(sets.names)} images, SR rounded to 8 bit",
         f"full reference: RGB, {CROP_BORDER}-pixel border cropped; PSNR in dB (inf: equal images), "
         "SSIM 11x11 Gaussian of sigma 1.5 in float64, LPIPS AlexNet",
-        f"full reference against {references}",
+        f"full reference against {against}",
         "no reference: whole SR, up = better (a lower-better score is negated)",
         f"metrics: {' '.join(specs)}",
         *(f"column {c}: empty, its weights are unavailable" for c in specs if c not in functions),
