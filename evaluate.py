@@ -3,42 +3,39 @@
     python evaluate.py --models SwinIR-AMO=runs/swinir-amo/net_g_ema.pt SwinIR-UPos=... \\
         --gt datasets/HGGT/Test/GT/Test-100 \\
         --lq datasets/HGGT/Test/Blind_Degradation_Benchmark_LQ/Test-100/Blind_LR \\
-        --out results/test100/table5.csv
+        --out results/test100/table5.csv                               # CPU or one GPU
     python evaluate.py --models SwinIR-AMO=... --realsr "datasets/RealSR(V3)" --out results/t8.csv
-    torchrun --nproc_per_node=4 evaluate.py ...                        # images shared among four
+    torchrun --nproc_per_node=4 evaluate.py ...                        # four processes
     ... --metrics psnr ssim --extra q=demo.quality:q@runs/q.pt         # needs no download
-    python evaluate.py --ckpt net_g_ema.pt --lq photos/ --out sr/      # sr/NAME, sr/scores.csv
-    python evaluate.py --ckpt net_g_ema.pt --export net.safetensors    # or .pth, .onnx
-    ... --ckpt INIT --lora lora.pt --lora-scale 0.5                    # half of a fine-tuning
 
-In:  checkpoints of SwinIR or RRDBNet (x4; train_sr.py's or public ones); GT as models/hggt.py reads
-     it, LQ as NAME.png; or RealSR v3 with its *_HR.png and *_LR4.png.
-Out: --out, one row per model under comment lines that state the protocol; beside it
+In:  checkpoints of SwinIR or RRDBNet (x4; of train_sr.py or public); GT as models/hggt.py reads it,
+     LQ as NAME.png; or RealSR v3 with its *_HR.png and *_LR4.png.
+Out: --out, one row per model below comment lines that state the protocol; beside it
      <out>_per_image.csv, one row per model and image, with the PSNR against the original as well.
-     Both are written anew after every model. scores/ beside them takes each image's scores at
-     once, a line per model and image: stopped at any moment (SIGTERM, Ctrl-C: exit code 0; or
-     kill -9), the same command goes on with the next image, on any number of processes, where
-     protocol and weights are the same. After a change to the code of one's own metric, delete it.
-     Images go one by one: batches of 4 to 8 took 0.81 to 1.12 times as long on a CPU and moved SR
-     pixels by a level, so that a resumed table would not equal an undisturbed one.
+     Both are rewritten after every model. scores/ beside them keeps every score (models/scores.py),
+     so that a rerun computes only what is missing: new rows, new columns, and what depends on a
+     changed file. A stopped run (SIGTERM, Ctrl-C: exit code 0; or kill -9) loses at most one image:
+     rerun the same command to resume, on any number of processes. After a change to the code of
+     your own metric, delete its file in scores/.
+     Images are processed one by one. Batches of 4 to 8 took 0.81 to 1.12 times as long on a CPU and
+     moved SR pixels by a level, so a resumed table would differ from an undisturbed one.
 
 Protocol (paper Sec. 5; HGGT's scripts): whole images, SR rounded to 8 bit before every metric. Full
-reference: RGB, 4-pixel border cropped, mean over an image's Positive GTs (the original where there
-is none, or no labels), then over images. No reference: whole SR. "Gold Standard": the best
+reference: RGB, 4-pixel border cropped, mean over an image's Positive GTs (the original if there is
+none, or no labels), then over images. No reference: whole SR. "Gold Standard": the best
 no-reference value among the GTs of a set, mean over the sets.
 """
 
 import argparse
 import contextlib
-import hashlib
+import functools
 import importlib.metadata
-import json
-import math
 import os
 import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -47,82 +44,53 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from models.checkpoint import file_digest, read_csv, read_state, replacing, write_csv
-from models.distributed import clean_exit, cleanup, gather, init_distributed, rank_zero_first
-from models.export import export
+from models.checkpoint import file_digest, replacing, write_csv
+from models.distributed import (
+    clean_exit,
+    cleanup,
+    init_distributed,
+    rank_and_world,
+    rank_zero_first,
+)
 from models.hggt import MultiGT, index_sets, png_size, read_rgb
-from models.iqa import MetricUnavailable, load_fr, load_iqa, min_side
-from models.lora import apply_lora
-from models.photos import find_photos, upscale_photos
-from models.rrdb import RRDBNet
-from models.swinir import SwinIR
-from models.tiles import limit_memory, tile_size, upscale
+from models.metrics import (
+    CROP_BORDER,
+    METRICS,
+    load_metric,
+    load_metrics,
+    pyiqa_name,
+    smallest_side,
+    split_pairs,
+    to_8bit,
+)
+from models.scores import ScoreCache, compared_key, file_hashes, file_key, output_key
+from models.weights import load_net
 
 SCALE = 4
 GOLD = "Gold Standard"
-CROP_BORDER = 4  # pixels, of the full-reference metrics (HGGT)
-METRICS = ["psnr", "ssim", "lpips", "lpips_st", "dists", "musiq", "nima", "qalign", "topiq"]
-PHOTO_METRICS = ["musiq", "topiq"]
-FULL_REFERENCE = {"lpips": "lpips", "lpips_st": "stlpips", "dists": "dists"}  # pyiqa's names
-NO_REFERENCE = {"topiq": "topiq_nr"}  # all others are called as in pyiqa
 DECIMALS = {"ssim": 3, "lpips": 3, "lpips_st": 3, "dists": 3}  # of the printed table; else 2
+
+
+class TestImage(NamedTuple):
+    name: str
+    lq: str  # file
+    gts: list[str]  # files of the set, the original first
+    references: dict[str, list[str]]  # of them, those that a column of each kind compares with
+
+
+class Column(NamedTuple):
+    kind: str  # "nr" (no reference), "fr" (the Positives) or "original" (the original alone)
+    function: Callable  # a metric: (sr) or (sr, gts), each (N, 3, H, W) in [0, 1] -> (N,)
+    cache: ScoreCache
 
 
 # ------------------------------------------------------------------------- the protocol
 
 
-def to_8bit(x: Tensor) -> Tensor:
-    """(..., H, W) in [0, 1] -> float64 whole numbers 0..255; values outside are clipped."""
-    return x.double().clamp(0, 1).mul(255).round()
-
-
-def crop(x: Tensor, border: int) -> Tensor:
-    return x[..., border : x.shape[-2] - border, border : x.shape[-1] - border]
-
-
-def psnr(sr: Tensor, gt: Tensor, crop_border: int) -> Tensor:
-    """Peak signal-to-noise ratio in dB over RGB, as HGGT's script computes it.
-
-    sr, gt: (N, 3, H, W) float in [0, 1], rounded to 8 bit here; crop_border: pixels per side.
-    Returns (N,) float64; inf for images that are equal at 8 bit.
-    """
-    error = crop(to_8bit(sr) - to_8bit(gt), crop_border)
-    return 10 * torch.log10(255**2 / error.square().mean((1, 2, 3)))
-
-
-def ssim(sr: Tensor, gt: Tensor, crop_border: int) -> Tensor:
-    """Structural similarity, mean of the RGB channels, as HGGT's script computes it.
-
-    11x11 Gaussian window of sigma 1.5, whole windows only, float64 (pyiqa's clamps negative
-    structure and differs). sr, gt: (N, 3, H, W) float in [0, 1], rounded to 8 bit here, at least
-    11 pixels a side once cropped. Returns (N,) float64.
-    """
-    x, y = (crop(to_8bit(image), crop_border) for image in (sr, gt))
-    if min(x.shape[-2:]) < 11:
-        raise ValueError(f"ssim: {x.shape[-1]}x{x.shape[-2]} pixels are left, it needs 11x11")
-    window = [math.exp(-(i**2) / (2 * 1.5**2)) for i in range(-5, 6)]
-
-    def blur(image: Tensor) -> Tensor:  # (N, 3, H, W) -> (N, 3, H - 10, W - 10)
-        for dim in (-1, -2):  # sums of shifts: float64 convolutions take ten times as long
-            size = image.shape[dim] - 10
-            shifts = [image.narrow(dim, i, size) for i in range(11)]
-            image = shifts[0] * (window[0] / sum(window))
-            for shift, weight in zip(shifts[1:], window[1:], strict=True):
-                image.add_(shift, alpha=weight / sum(window))
-        return image
-
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    mu_x, mu_y = blur(x), blur(y)
-    var_x, var_y = blur(x * x) - mu_x**2, blur(y * y) - mu_y**2
-    cov = blur(x * y) - mu_x * mu_y
-    luminance = (2 * mu_x * mu_y + c1) / (mu_x**2 + mu_y**2 + c1)
-    return (luminance * (2 * cov + c2) / (var_x + var_y + c2)).mean((1, 2, 3))
-
-
-def reference_members(labels: np.ndarray | None, index: int) -> list[int]:
-    """The GTs of a set that full-reference metrics compare with: Positives, or the original."""
-    positives = [] if labels is None else np.flatnonzero(labels[index] > 0).tolist()
-    return positives or [0]
+def references(gts: list[str], labels: np.ndarray | None) -> dict[str, list[str]]:
+    """The GTs of a set, (K,), that a column of each kind compares with; labels: +1 is positive."""
+    positives = [] if labels is None else [gts[k] for k in np.flatnonzero(labels > 0)]
+    return {"nr": [], "fr": positives or gts[:1], "original": gts[:1]}
 
 
 def needs_human_labels(model: str) -> bool:
@@ -136,19 +104,72 @@ def super_resolve(net: nn.Module, lq: Tensor) -> Tensor:
     return to_8bit(net(lq)).float() / 255
 
 
-def score_sr(
-    sr: Tensor, paths: list[str], members: list[int], metrics: dict[str, tuple[str, Callable]]
-) -> dict[str, float]:
-    """{column: score} of one SR image, (1, 3, H, W) in [0, 1], and its PSNR against the original.
+def gold_standard(
+    images: list[TestImage], columns: dict[str, Column], sha256: dict[str, str],
+    device: torch.device,
+) -> list[dict[str, float]]:
+    """{no-reference column: best score among the GTs} of each image."""
+    rank, world = rank_and_world()
+    columns = {name: column for name, column in columns.items() if column.kind == "nr"}
+    keys = [[file_key(sha256[gt]) for gt in image.gts] for image in images]
+    todo = [i for i in range(rank, len(images), world)
+            if any(key not in column.cache for column in columns.values() for key in keys[i])]
+    for i in tqdm(todo, desc=GOLD, unit="image", disable=rank > 0 or not todo):
+        gts = {gt: to_tensor(gt, device) for gt in images[i].gts}
+        for column in columns.values():
+            missing = {key: gt for key, gt in zip(keys[i], gts, strict=True)
+                       if key not in column.cache}
+            if missing:
+                column.cache.score(column.function, missing,
+                                   torch.cat([gts[gt] for gt in missing.values()]))
+    for column in columns.values():
+        column.cache.share()
+    return [{name: max(column.cache.known[key].score for key in of_set)
+             for name, column in columns.items()} for of_set in keys]
 
-    paths: of the set's GTs, the original first; members: those that full-reference metrics take.
+
+def score_model(
+    row: str, checkpoint: str, images: list[TestImage], columns: dict[str, Column],
+    sha256: dict[str, str], save_sr: str | None, device: torch.device,
+) -> list[dict[str, float]]:
+    """{column: score} of each image; only what the caches lack is computed.
+
+    sha256: hash of each file. save_sr: folder for the SR images, as <row>/<NAME>.png.
     """
-    images = {k: to_tensor(paths[k], sr.device) for k in {0, *members}}
-    gts = torch.cat([images[k] for k in members])  # (K, 3, H, W)
-    scores = {column: function(sr.expand_as(gts), gts) if kind == "fr" else function(sr)
-              for column, (kind, function) in metrics.items()}
-    scores["psnr_original"] = psnr(sr, images[0], CROP_BORDER)
-    return {column: values.double().mean().item() for column, values in scores.items()}
+    rank, world = rank_and_world()
+    made_by = [output_key(sha256[checkpoint], sha256[image.lq]) for image in images]
+    hashes = [{kind: [sha256[gt] for gt in gts] for kind, gts in image.references.items()}
+              for image in images]
+    keys = [{name: compared_key(key, gts[column.kind], CROP_BORDER)
+             for name, column in columns.items()}
+            for key, gts in zip(made_by, hashes, strict=True)]
+    saved = [Path(save_sr or "", row, f"{image.name}.png") for image in images]
+    # Of this process's share, every world-th image
+    todo = [i for i in range(rank, len(images), world)
+            if any(keys[i][name] not in column.cache for name, column in columns.items())
+            or (save_sr and not is_saved(saved[i], made_by[i]))]
+    net = load_net(checkpoint).to(device) if todo else None
+    for i in tqdm(todo, desc=row, unit="image", disable=rank > 0 or not todo):
+        sr = super_resolve(net, to_tensor(images[i].lq, device))
+        if save_sr:
+            save_png(saved[i], sr, made_by[i])
+        score_sr(row, sr, images[i], columns, keys[i])
+    for column in columns.values():
+        column.cache.share()
+    return [{name: column.cache.known[of_image[name]].score for name, column in columns.items()}
+            for of_image in keys]
+
+
+def score_sr(
+    row: str, sr: Tensor, image: TestImage, columns: dict[str, Column], keys: dict[str, str]
+) -> None:
+    """Score one SR image, (1, 3, H, W) in [0, 1], in the columns whose caches lack its key."""
+    decoded = functools.cache(lambda path: to_tensor(path, sr.device))
+    for name, column in columns.items():
+        if keys[name] not in column.cache:
+            gts = [decoded(path) for path in image.references[column.kind]]
+            column.cache.score(column.function, {keys[name]: f"{row}/{image.name}"}, sr,
+                               torch.cat(gts) if gts else None)
 
 
 # ------------------------------------------------------------------------- inputs
@@ -158,7 +179,7 @@ def find_realsr(root: str) -> tuple[MultiGT, list[str]]:
     """RealSR v3's x4 pairs below a folder: the HR images as sets of one GT, and their LQ files.
 
     Only folders that hold *_LR4.png count; below a whole RealSR, with Train/ and Test/, only Test/.
-    An image is named by its path below the folder. Raises FileNotFoundError where there is none.
+    An image is named by its path below the folder. Raises FileNotFoundError if there is none.
     """
     # ASSUMED: whole images under Test-100's protocol, the HR image as the one GT, both cameras in
     # one mean. The paper names the set and its 100 images, not the border, tiles or the mean.
@@ -194,21 +215,59 @@ def check_pairs(sets: MultiGT, lq_files: list[str], realsr: bool) -> list[str]:
     return problems
 
 
-def load_net(path: str) -> nn.Module:
-    """The network of a checkpoint, told by its keys, on the CPU. ValueError names the file."""
-    state = read_state(path)
-    kind = next((cls for cls in (SwinIR, RRDBNet) if cls.matches(state)), None)
-    if kind is None:
-        raise ValueError(f"{path}: neither a SwinIR nor an RRDBNet checkpoint ({len(state)} "
-                         f"weights, the first {next(iter(state))})")
-    try:
-        net = kind.from_state(state).eval().requires_grad_(False)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    side = super_resolve(net, torch.zeros(1, 3, 16, 16)).shape[-1]
-    if side != 16 * SCALE:
-        raise ValueError(f"{path}: enlarges {side / 16:g} times; {SCALE} times is needed")
-    return net
+def read_test_set(args: argparse.Namespace) -> tuple[MultiGT, list[TestImage], list[str]]:
+    """The sets of --gt or --realsr, the same as images, and a line for all that is wrong."""
+    if args.realsr:
+        sets, lq_files = find_realsr(args.realsr)
+        problems = []
+    else:
+        sets, problems = rank_zero_first(lambda: index_sets(args.gt))
+        lq_files = [os.path.join(args.lq, f"{name}.png") for name in sets.names]
+    labels = [None] * len(sets.names) if sets.labels is None else sets.labels
+    images = [TestImage(name, lq, gts, references(gts, of_set)) for name, lq, gts, of_set
+              in zip(sets.names, lq_files, sets.paths, labels, strict=True)]
+    return sets, images, problems + check_pairs(sets, lq_files, bool(args.realsr))
+
+
+def read_columns(args: argparse.Namespace, sets: MultiGT) -> tuple[dict[str, str], list[str]]:
+    """--metrics and --extra as {column: NAME or NAME@FILE}, and a line for all that is wrong."""
+    specs = {metric.partition("@")[0]: metric for metric in args.metrics}
+    extra = split_pairs(args.extra, "--extra")
+    taken = {*specs, "model", "image", "no_human_labels", "psnr_original"}
+    problems = [f"--extra {name}: is a column already" for name in extra if name in taken]
+    specs, smallest = specs | extra, int(sets.sizes.min()) if len(sets.sizes) else 0
+    return specs, problems + [
+        f"metric {c}: needs GTs of {smallest_side(m)} px, the smallest has {smallest}"
+        for c, m in specs.items() if smallest < smallest_side(m)]
+
+
+def open_columns(
+    metrics: dict[str, tuple[str, Callable]], specs: dict[str, str], folder: Path,
+    device: torch.device,
+) -> dict[str, Column]:
+    """The per-image table's columns that are scored; those of the same metric share a cache."""
+    specs = {c: pyiqa_name(specs[c]) for c in metrics} | {"psnr_original": "psnr"}
+    caches = {name: ScoreCache(name, folder) for name in dict.fromkeys(specs.values())}
+    metrics = metrics | {"psnr_original": ("original", load_metric("psnr", device)[1])}
+    return {c: Column(*metrics[c], caches[name]) for c, name in specs.items()}
+
+
+def check_models(paths: list[str]) -> list[str]:
+    """A line for each checkpoint that cannot be loaded."""
+    problems = []
+    for path in paths:
+        try:
+            load_net(path)
+        except (ValueError, OSError) as error:
+            problems.append(str(error))
+    return problems
+
+
+def refuse(problems: list[str], shown: int = 20) -> None:
+    """ValueError with the first problems, if there are any."""
+    if problems:
+        more = [f"and {len(problems) - shown} more problems"] if len(problems) > shown else []
+        raise ValueError("\n".join(problems[:shown] + more))
 
 
 def to_tensor(path: str, device: torch.device) -> Tensor:
@@ -217,279 +276,75 @@ def to_tensor(path: str, device: torch.device) -> Tensor:
     return image.permute(2, 0, 1)[None].float() / 255
 
 
-def split_pairs(pairs: list[str], flag: str) -> dict[str, str]:
-    """["NAME=VALUE", ...] -> {NAME: VALUE}."""
-    names = [pair.partition("=")[0] for pair in pairs]
-    for pair, name in zip(pairs, names, strict=True):
-        if (name in ("", ".", "..") or "=" not in pair or names.count(name) > 1
-                or set(name) & set("/\\\n")):
-            raise ValueError(f"{flag} {pair}: write NAME=VALUE, each NAME once, without a slash")
-    return dict(pair.split("=", 1) for pair in pairs)
+# ------------------------------------------------------------------------- outputs
 
 
-def load_metric(spec: str, device: torch.device) -> tuple[str, Callable]:
-    """("fr", f(sr, gts) -> (N,)) or ("nr", f(images) -> (N,)) for a column of the table."""
-    name, at, file = spec.partition("@")
-    if name in ("psnr", "ssim"):
-        function = {"psnr": psnr, "ssim": ssim}[name]
-        return "fr", lambda sr, gt: function(sr, gt, CROP_BORDER)
-    if name in FULL_REFERENCE:
-        net = load_fr(FULL_REFERENCE[name] + at + file, device)
+def protocol(
+    args: argparse.Namespace, sets: MultiGT, specs: dict[str, str], functions: dict[str, Callable],
+    device: torch.device,
+) -> list[str]:
+    """Comment lines of the tables: data, protocol, metrics with their weights, versions.
 
-        def compare(sr: Tensor, gt: Tensor) -> Tensor:
-            return net(crop(sr, CROP_BORDER), crop(gt, CROP_BORDER))
-
-        compare.weights = net.weights
-        return "fr", compare
-    return "nr", load_iqa(NO_REFERENCE.get(name, name) + at + file, device)
-
-
-def load_metrics(
-    specs: dict[str, str], device: torch.device
-) -> tuple[dict[str, tuple[str, Callable]], dict[str, str], list[str]]:
-    """The columns' metrics, why a column has none on some rank, and what is wrong with others."""
-    torch.backends.cudnn.allow_tf32 = False  # it moves scores in the third digit
-    metrics, unavailable, problems = {}, {}, []
-
-    def load() -> None:
-        for column, spec in specs.items():
-            try:
-                metrics[column] = load_metric(spec, device)
-            except MetricUnavailable as error:
-                unavailable[column] = str(error)
-            except (ValueError, OSError) as error:
-                problems.append(str(error))
-
-    rank_zero_first(load)  # rank 0 may download their weights
-    for absent in gather(dict(unavailable)):
-        unavailable |= absent
-    return {c: m for c, m in metrics.items() if c not in unavailable}, unavailable, problems
-
-
-def smallest_side(spec: str) -> int:
-    """Smallest GT side in pixels that a metric can score, its cropped border included."""
-    name = spec.partition("@")[0]
-    if name in ("psnr", "ssim"):
-        return 2 * CROP_BORDER + {"psnr": 1, "ssim": 11}[name]
-    if name in FULL_REFERENCE:
-        return 2 * CROP_BORDER + min_side(FULL_REFERENCE[name])
-    return min_side(NO_REFERENCE.get(name, name))
-
-
-def read_scores(folder: Path, stem: str, keys: dict[str, str]) -> dict[str, dict]:
-    """What earlier runs have scored, {row: {image: {column: score}}}, from all their processes.
-
-    keys: {row of the table: key of its lines [key, image, scores]}; lines of other keys and one
-    that a kill cut short are passed over.
+    functions: of the available columns
     """
-    known: dict[str, dict] = {row: {} for row in keys}
-    rows = {key: row for row, key in keys.items()}
-    for path in sorted(p for p in folder.iterdir() if p.name.startswith(f"{stem}.rank")):
-        for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-            with contextlib.suppress(ValueError, KeyError):
-                key, image, scores = json.loads(line)
-                known[rows[key]][image] = scores
-    return known
-
-
-def append_line(path: Path, line: str) -> None:
-    try:
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(f"\n{line}")  # the newline ends a line that a kill cut short
-    except OSError as error:  # one of a write does not name the file
-        raise OSError(f"{path}: {error.strerror}") from error
-
-
-def refuse(problems: list[str], shown: int = 20) -> None:
-    if problems:
-        more = [f"and {len(problems) - shown} more problems"] if len(problems) > shown else []
-        raise ValueError("\n".join(problems[:shown] + more))
-
-
-# ------------------------------------------------------------------------- own photos, export
-
-
-def use_checkpoint(args: argparse.Namespace) -> int:
-    """Enlarge and score the photos of --lq, or write --export. Returns the number of failures."""
-    rank, world, device = init_distributed()
-    net = load_net(args.ckpt)
-    if args.lora:
-        apply_lora(net, args.lora, args.ckpt, args.lora_scale)
-    if args.export:
-        if rank == 0:
-            print(export(net, args.export, args.onnx_size))
-        cleanup()
-        return 0
-    files, tile = find_photos(args.lq, args.out), tile_size(args.tile)
-    chosen = PHOTO_METRICS if args.metrics is METRICS else args.metrics
-    specs = {s.partition("@")[0]: s for s in chosen} | split_pairs(args.extra, "--extra")
-    loaded, unavailable, problems = load_metrics(specs, device)
-    problems += [f"--metrics {c}: needs a ground truth, which photos have not"
-                 for c, (kind, _) in loaded.items() if kind == "fr"]
-    refuse(problems)
-    metrics = {c: lambda x, f=f: f(x.to(device)) for c, (_, f) in loaded.items()}
-    if rank == 0:
-        for column, reason in unavailable.items():
-            print(f"evaluate.py: column {column} is left out: {reason}", file=sys.stderr)
-
-    # This process takes every world-th photo of those that rank 0 has found
-    files, out = gather(files)[0], Path(args.out)
-    net.to(device)
-    if device.type == "cpu":
-        super_resolve(net, torch.zeros(1, 3, 64, 64))  # oneDNN has to start with memory at hand
-        limit_memory(0.9 / world)  # so that --tile auto gets to know
-    header, rows = upscale_photos(
-        files[rank::world], out, lambda lq: upscale(net, lq.to(device), tile, SCALE, rank > 0),
-        metrics, args.overwrite, SCALE, rank > 0)
-    parts = gather(rows)
-    rows = [parts[i % world][i // world] for i in range(len(files))]
-    failed, kept = ([row[1] for row in rows].count(status) for status in ("failed", "kept"))
-    if rank == 0:
-        comments = [f"{f}: sha256 {file_digest(f)}" for f in (args.ckpt, args.lora) if f]
-        if args.lora:
-            comments.append(f"--lora-scale {args.lora_scale:g}")
-        if kept:
-            comments.append("status kept: made earlier, by whichever network; only scored now")
-            print(f"{out}: {kept} existing files kept, whichever network made them (--overwrite "
-                  "makes them anew)", file=sys.stderr)
-        if failed:
-            print(f"{out}: {failed} of {len(files)} photos failed", file=sys.stderr)
-        if earlier := other_photos(out / "scores.csv", header, {row[0] for row in rows}):
-            comments.append("photos that are not in --lq: from earlier calls")
-        write_csv(out / "scores.csv", header, sorted(rows + earlier), comments)
-    gather()  # torchrun stops rank 0 where another ends with 1
-    cleanup()
-    return failed
-
-
-def other_photos(table: Path, header: list[str], names: set[str]) -> list[list[str]]:
-    """Rows of an earlier call's scores.csv about other photos, whose results are still there."""
-    try:
-        rows = read_csv(table, ["file"])[0] if table.is_file() else []
-    except ValueError:  # damaged, or somebody else's
-        return []
-    return [[row.get(column) or "" for column in header] for row in rows
-            if row["file"] not in names and (table.parent / row["file"]).is_file()]
-
-
-# ------------------------------------------------------------------------- main
-
-
-def main(args: argparse.Namespace) -> None:
-    rank, world, device = init_distributed()
-
-    # Inputs: everything is checked before the first image is made
-    models, extras = split_pairs(args.models, "--models"), split_pairs(args.extra, "--extra")
-    specs = {spec.partition("@")[0]: spec for spec in args.metrics}
-    problems = [f"--extra {name}: is a column already" for name in extras
-                if name in (*specs, "model", "image", "no_human_labels", "psnr_original")]
-    specs |= extras
-    if args.realsr:
-        sets, lq_files = find_realsr(args.realsr)
-    else:
-        sets, wrong = rank_zero_first(lambda: index_sets(args.gt))
-        lq_files = [os.path.join(args.lq, f"{name}.png") for name in sets.names]
-        problems += wrong
-    problems += check_pairs(sets, lq_files, bool(args.realsr))
-    smallest = int(sets.sizes.min()) if len(sets.sizes) else 0
-    problems += [f"metric {c}: needs GTs of {smallest_side(s)} px, the smallest has {smallest}"
-                 for c, s in specs.items() if smallest < smallest_side(s)]
-    for path in models.values():
-        try:
-            load_net(path)
-        except (ValueError, OSError) as error:
-            problems.append(str(error))
-    refuse(problems)
-
-    # Metrics: one whose weights cannot be had leaves its column empty
-    metrics, unavailable, wrong = load_metrics(specs, device)
-    problems += wrong
-    if args.require_all:
-        problems += unavailable.values()
-    refuse(problems)
-    without = 0 if sets.labels is None else int((sets.labels <= 0).all(1).sum())
-    if rank == 0:
-        for column, reason in unavailable.items():
-            print(f"evaluate.py: column {column} stays empty: {reason}", file=sys.stderr)
-        if without:
-            print(f"evaluate.py: {without} images have no Positive GT; compared with their "
-                  "original", file=sys.stderr)
-
-    protocol = [
+    against = "the original (no labels)"
+    if sets.labels is not None:
+        against = (f"the mean of the Positive GTs; {without_positive(sets)} images without one "
+                   "against the original")
+    files = {c: m.partition("@") for c, m in specs.items() if "@" in m}
+    weights = {c: getattr(f, "weights", "") for c, f in functions.items() if c not in files}
+    return [
         f"{args.realsr or args.gt}: {len(sets.names)} images, SR rounded to 8 bit",
         f"full reference: RGB, {CROP_BORDER}-pixel border cropped; PSNR in dB (inf: equal images), "
         "SSIM 11x11 Gaussian of sigma 1.5 in float64, LPIPS AlexNet",
-        "full reference against " + (
-            "the original (no labels)" if sets.labels is None else
-            f"the mean of the Positive GTs; {without} images without one against the original"),
+        f"full reference against {against}",
         "no reference: whole SR, up = better (a lower-better score is negated)",
         f"metrics: {' '.join(specs)}",
-        *(f"column {column}: empty, its weights could not be had" for column in unavailable),
+        *(f"column {c}: empty, its weights are unavailable" for c in specs if c not in functions),
         f"Python {platform.python_version()}, torch {torch.__version__}, pyiqa {pyiqa_version()}, "
         f"on {device.type}",
         *(f"column {c}: {name}, weights sha256 {file_digest(file)}"
-          for c, (name, at, file) in ((c, s.partition("@")) for c, s in specs.items()) if at),
-        *(f"column {c}: weights {f.weights}" for c, (_, f) in metrics.items()
-          if "@" not in specs[c] and getattr(f, "weights", "")),
+          for c, (name, _, file) in files.items()),
+        *(f"column {c}: weights {names}" for c, names in weights.items() if names),
     ]
-    files = {m: f"row {m}: weights sha256 {file_digest(path)}" for m, path in models.items()}
 
-    # What earlier runs have scored, as rank 0 reads it before any rank goes on
-    out = Path(args.out)
-    no_reference = {c: f for c, (kind, f) in metrics.items() if kind == "nr"}
-    rows = [GOLD] * bool(no_reference and len(sets.paths[0]) > 1) + list(models)
-    lq_data = [file_digest(file) for file in lq_files]
-    gt_data = [file_digest(path) for paths in sets.paths for path in paths]
-    labels = None if sets.labels is None else sets.labels.tolist()
-    functions = [(c, spec.partition("@")[0]) for c, spec in specs.items()]
-    keys = {row: text_digest(row, files.get(row), lq_data, gt_data, labels, functions, *protocol)
-            for row in rows}
-    folder = out.with_name("scores")
-    folder.mkdir(parents=True, exist_ok=True)
-    known = gather(read_scores(folder, out.stem, keys) if rank == 0 else None)[0]
 
-    # Row by row, one network in memory at a time; this process takes every world-th image
-    columns = list(dict.fromkeys([*METRICS, *specs]))  # Table 5's, asked for or not, then others
-    table, per_image = [], []
-    for row in rows:
-        made_by = text_digest(lq_data, files.get(row))
-        saved = [Path(args.save_sr or "") / row / f"{name}.png" for name in sets.names]
-        mine = [i for i in range(rank, len(sets.names), world) if sets.names[i] not in known[row]
-                or (args.save_sr and row != GOLD and not is_saved(saved[i], made_by))]
-        net = load_net(models[row]).to(device) if mine and row != GOLD else None
-        new = {}
-        for i in tqdm(mine, desc=row, unit="image", disable=rank > 0 or not mine):
-            if row == GOLD:
-                gts = torch.cat([to_tensor(path, device) for path in sets.paths[i]])
-                scores = {c: f(gts).max().item() for c, f in no_reference.items()}
-            else:
-                sr = super_resolve(net, to_tensor(lq_files[i], device))
-                if args.save_sr:
-                    save_png(saved[i], sr, made_by)
-                scores = score_sr(sr, sets.paths[i], reference_members(sets.labels, i), metrics)
-            new[sets.names[i]] = {c: round(v, 6) for c, v in scores.items()}  # as in the tables
-            append_line(folder / f"{out.stem}.rank{rank}.jsonl",
-                        json.dumps([keys[row], sets.names[i], new[sets.names[i]]]))
-        for part in gather(new):
-            known[row] |= part
-        if rank == 0:  # both tables, written anew
-            scores = [known[row][name] for name in sets.names]
-            means = {c: float(np.mean([s[c] for s in scores])) for c in scores[0]}
-            human = "no" if needs_human_labels(row) else "yes"
-            table.append([row, human, *(f"{means[c]:.4f}" if c in means else "" for c in columns)])
-            every = [*columns, "psnr_original"]
-            for name, s in zip(sets.names, scores, strict=True):
-                per_image.append([row, name, *(f"{s[c]:.6f}" if c in s else "" for c in every)])
-            comments = [*protocol, *(files[r[0]] for r in table if r[0] in files)]
-            write_csv(out, ["model", "no_human_labels", *columns], table, comments)
-            write_csv(out.with_name(f"{out.stem}_per_image.csv"), ["model", "image", *every],
-                      per_image, comments)
-    cleanup()
-    if rank > 0:
-        return
+def without_positive(sets: MultiGT) -> int:
+    """Number of labelled sets without a Positive GT."""
+    return 0 if sets.labels is None else int((sets.labels <= 0).all(1).sum())
 
-    # The table, as the paper rounds it
-    filled = [c for c in columns if c in metrics]
+
+def pyiqa_version() -> str:
+    try:
+        return importlib.metadata.version("pyiqa")
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
+
+
+def write_tables(
+    out: Path, columns: list[str], names: list[str], rows: dict[str, list[dict[str, float]]],
+    comments: list[str],
+) -> list[list[str]]:
+    """Write --out, whose rows are returned, and <out>_per_image.csv.
+
+    rows: {row: {column: score} of each image}
+    """
+    table, per_image, every = [], [], [*columns, "psnr_original"]
+    for row, scores in rows.items():
+        scores = [{c: round(s, 6) for c, s in of_image.items()} for of_image in scores]
+        means = {c: float(np.mean([s[c] for s in scores])) for c in scores[0]}
+        human = "no" if needs_human_labels(row) else "yes"
+        table.append([row, human, *(f"{means[c]:.4f}" if c in means else "" for c in columns)])
+        for name, s in zip(names, scores, strict=True):
+            per_image.append([row, name, *(f"{s[c]:.6f}" if c in s else "" for c in every)])
+    write_csv(out, ["model", "no_human_labels", *columns], table, comments)
+    write_csv(out.with_name(f"{out.stem}_per_image.csv"), ["model", "image", *every], per_image,
+              comments)
+    return table
+
+
+def print_table(columns: list[str], table: list[list[str]], filled: list[str]) -> None:
+    """The filled columns, aligned, with the paper's decimals."""
     shown = [["model", "no_human_labels", *filled]]
     for row in table:
         values = dict(zip(columns, row[2:], strict=True))
@@ -501,7 +356,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def save_png(path: Path, sr: Tensor, made_by: str) -> None:
-    """Write (1, 3, H, W) in [0, 1]; the path holds the old file or the whole new one."""
+    """Write (1, 3, H, W) in [0, 1] as a PNG that notes what made it."""
     image = Image.fromarray(to_8bit(sr[0]).byte().permute(1, 2, 0).cpu().numpy())
     note = PngInfo()
     note.add_text("made_by", made_by)
@@ -510,21 +365,57 @@ def save_png(path: Path, sr: Tensor, made_by: str) -> None:
 
 
 def is_saved(path: Path, made_by: str) -> bool:
-    """Whether a file is what `save_png` wrote for these weights and this LQ."""
+    """Whether a file is what `save_png` wrote for this checkpoint and LQ."""
     with contextlib.suppress(OSError), Image.open(path) as image:
         return image.info.get("made_by") == made_by
     return False
 
 
-def text_digest(*parts: object) -> str:
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+# ------------------------------------------------------------------------- main
 
 
-def pyiqa_version() -> str:
-    try:
-        return importlib.metadata.version("pyiqa")
-    except importlib.metadata.PackageNotFoundError:
-        return "absent"
+def main(args: argparse.Namespace) -> None:
+    rank, _, device = init_distributed()
+
+    # Inputs, all of them checked before the first image is made
+    models = split_pairs(args.models, "--models")
+    sets, images, problems = read_test_set(args)
+    specs, wrong = read_columns(args, sets)
+    refuse([*problems, *wrong, *check_models(list(models.values()))])
+
+    # Metrics: the column of an unavailable one stays empty
+    metrics, unavailable, problems = load_metrics(specs, device)
+    refuse([*problems, *(unavailable.values() if args.require_all else ())])
+    if rank == 0:
+        for column, reason in unavailable.items():
+            print(f"evaluate.py: column {column} stays empty: {reason}", file=sys.stderr)
+        if count := without_positive(sets):
+            print(f"evaluate.py: {count} images have no Positive GT; they are compared with their "
+                  "original", file=sys.stderr)
+
+    # Earlier scores, which hold where the files have the same content
+    out = Path(args.out)
+    folder = out.with_name("scores")
+    files = [path for image in images for path in (image.lq, *image.gts)]
+    sha256 = file_hashes([*models.values(), *files], folder)
+    refuse([f"{path}: {e.strerror}" for path, e in sha256.items() if isinstance(e, OSError)])
+    columns = open_columns(metrics, specs, folder, device)
+
+    # Row by row, one network in memory at a time
+    notes = protocol(args, sets, specs, {c: f for c, (_, f) in metrics.items()}, device)
+    names, rows = list(dict.fromkeys([*METRICS, *specs])), {}  # Table 5's columns, then others
+    with_gold = len(images[0].gts) > 1 and any(kind == "nr" for kind, _ in metrics.values())
+    for row in [GOLD] * with_gold + list(models):
+        if row == GOLD:
+            rows[row] = gold_standard(images, columns, sha256, device)
+        else:
+            rows[row] = score_model(row, models[row], images, columns, sha256, args.save_sr, device)
+            notes.append(f"row {row}: weights sha256 {sha256[models[row]][:12]}")
+        if rank == 0:
+            table = write_tables(out, names, sets.names, rows, notes)
+    cleanup()
+    if rank == 0:
+        print_table(names, table, [c for c in names if c in metrics])
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -533,51 +424,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--models", nargs="+", metavar="NAME=FILE",
+    add("--models", nargs="+", required=True, metavar="NAME=FILE",
         help="row name and checkpoint; names as in Table 5, e.g. SwinIR-AMO+FT")
     add("--gt", help="multi-GT test set: folder with images/ and labels/, or one without labels")
-    add("--lq", help="folder of its low-quality images, NAME.png, a quarter of the GT's size; or "
-        "own photos")
-    add("--realsr", help="RealSR v3 folder, in place of --gt and --lq")
-    add("--out", help="table to write (.csv); with --ckpt: folder for the results")
+    add("--lq", help="folder of its low-quality images, NAME.png, a quarter of the GT's size")
+    add("--realsr", help="RealSR v3 folder, instead of --gt and --lq")
+    add("--out", required=True, help="table to write (.csv)")
     add("--metrics", nargs="*", default=METRICS, metavar="METRIC",
         help=f"columns, out of {' '.join(METRICS)} and every pyiqa no-reference metric; NAME@FILE "
-             "takes its weights from a file (default: Table 5's; of photos musiq and topiq)")
+             "takes its weights from a file (default: Table 5's)")
     add("--extra", nargs="+", default=[], metavar="COLUMN=METRIC",
         help="more no-reference columns, e.g. q=demo.quality:q@runs/q.pt")
     add("--require-all", action="store_true",
-        help="fail where a metric's weights cannot be had, instead of leaving its column empty")
+        help="fail if a metric's weights are unavailable, instead of leaving its column empty")
     add("--save-sr", metavar="DIR", help="save the SR images as DIR/<model>/<NAME>.png")
-    add("--ckpt", metavar="FILE", help="not a table: enlarge the photos of --lq, or --export")
-    add("--lora", metavar="FILE", help="lora.pt of a fine-tuning that started from --ckpt")
-    add("--lora-scale", type=float, metavar="X",
-        help="share of its adapters: 0 is --ckpt, 1 the fine-tuned network (default: 1)")
-    add("--tile", metavar="auto|N",
-        help="side of the tiles in LQ pixels; 0: whole photos; auto (the default): whole unless "
-        "memory runs out")
-    add("--overwrite", action="store_true", help="make photos anew that exist in --out")
-    add("--export", metavar="FILE", help="write --ckpt as .pth, .pt, .safetensors or .onnx")
-    add("--onnx-size", type=int, nargs=2, metavar=("H", "W"), help="the .onnx's only LQ size")
     args = parser.parse_args(argv)
-    if args.ckpt:
-        table = args.models or args.gt or args.realsr or args.save_sr or args.require_all
-        if table or bool(args.export) == bool(args.lq) or bool(args.lq) != bool(args.out):
-            parser.error("with --ckpt, give --lq with --out, or --export alone")
-        if args.lora_scale is not None and not args.lora:
-            parser.error("--lora-scale: give the adapters, --lora")
-        if args.export and (args.tile or args.overwrite):
-            parser.error("--tile and --overwrite are for photos, not for --export")
-        if args.onnx_size and not (args.export or "").endswith(".onnx"):
-            parser.error("--onnx-size: give --export FILE.onnx")
-        args.lora_scale = 1.0 if args.lora_scale is None else args.lora_scale
-        args.tile = args.tile or "auto"
-        return args
-    for flag in ("lora", "lora_scale", "export", "tile", "overwrite", "onnx_size"):
-        value = getattr(args, flag)
-        if value is not None and value is not False:  # 0 was given
-            parser.error(f"--{flag.replace('_', '-')}: goes with --ckpt, not with tables")
-    if not (args.models and args.out):
-        parser.error("give --models and --out, or --ckpt")
     if bool(args.realsr) == bool(args.gt) or bool(args.gt) != bool(args.lq):
         parser.error("give --gt with --lq, or --realsr alone")
     return args
@@ -585,7 +446,4 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 if __name__ == "__main__":
     with clean_exit("evaluate.py"):
-        args = parse_args()
-        if args.ckpt:
-            sys.exit(bool(use_checkpoint(args)))
-        main(args)
+        main(parse_args())

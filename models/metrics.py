@@ -1,22 +1,17 @@
 """The tables' metrics: PSNR and SSIM as HGGT computes them, and pyiqa's under their column names.
 
 A full-reference metric ("fr") is f(sr, gts) -> (N,), both (N, 3, H, W) in [0, 1]; the border is
-cropped here. A no-reference metric ("nr") is f(images) -> (N,), up = better. `MeanOfMetrics` makes
-several no-reference metrics one quality model.
+cropped here. A no-reference metric ("nr") is f(images) -> (N,), up = better.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.distributed import gather, rank_zero_first
 from models.iqa import MetricUnavailable, load_fr, load_iqa, min_side
-
-Array = TypeVar("Array", np.ndarray, Tensor)
 
 METRICS = ["psnr", "ssim", "lpips", "lpips_st", "dists", "musiq", "nima", "qalign", "topiq"]
 FULL_REFERENCE = {"lpips": "lpips", "lpips_st": "stlpips", "dists": "dists"}  # pyiqa's names
@@ -146,46 +141,3 @@ def load_metrics(
     for absent in gather(dict(unavailable)):
         unavailable |= absent
     return {c: m for c, m in metrics.items() if c not in unavailable}, unavailable, problems
-
-
-# ------------------------------------------------------------------------- several as one
-
-
-def scale_of(scores: np.ndarray, names: Sequence[str]) -> np.ndarray:
-    """Mean and standard deviation, (2, M), of (..., M) scores of the M metrics named."""
-    scores = scores.reshape(-1, len(names)).astype(np.float64)
-    for name, column in zip(names, scores.T, strict=True):
-        if not np.isfinite(column).all():
-            raise ValueError(f"--iqa {name}: has no finite score for some ground truths; leave it "
-                             "out")
-        if column.std() <= 1e-6 * np.abs(column).max():  # equal but for rounding
-            raise ValueError(f"--iqa {name}: gives all ground truths the same score; leave it out")
-    return np.stack([scores.mean(0), scores.std(0)])
-
-
-def mean_standardised(scores: Array, scale: Array) -> Array:
-    """(..., M) scores, up = better, and their (2, M) scale -> (...), on the first metric's scale.
-
-    So a temperature or a weight that was meant for the first metric alone keeps its meaning.
-    """
-    mean, deviation = scale
-    return ((scores - mean) / deviation).mean(-1) * deviation[0] + mean[0]
-
-
-class MeanOfMetrics(nn.Module):
-    """Several NR-IQA as one: (N, 3, H, W) -> (N,), `mean_standardised` by `scale`.
-
-    scale: (2, M) tensor of `scale_of`, to be set before the first forward pass.
-    """
-
-    def __init__(self, metrics: Sequence[nn.Module]):
-        super().__init__()
-        self.metrics = nn.ModuleList(metrics)
-        self.scale: Tensor | None = None
-
-    def each(self, images: Tensor) -> Tensor:
-        """(N, M)"""
-        return torch.stack([metric(images) for metric in self.metrics], -1)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return mean_standardised(self.each(images), self.scale)

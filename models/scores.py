@@ -1,20 +1,26 @@
-"""Quality of many images, each scored once: batched by size, cached, shared among processes.
+"""The score cache: a metric scores every image once, whichever script asks.
 
-A score is written to a CSV as soon as it is known, so that an interrupted run goes on where it was,
-and the samplers and the analysis never score an image twice. Several metrics may count as one, by
-the mean of their standardised scores.
+A folder holds <metric>.csv, a line key,image,score,seconds per score, and <metric>.rankN.csv of the
+other processes under torchrun. The file's name tells the metric and its weights; the key tells the
+image: the content of a file, or what made a network's output; `image` is a label for readers. Lines
+are appended as soon as scores are known: a kill loses at most the batch in hand, and a cut-off line
+is ignored. After a change to the code of your own metric, delete its score file.
+
+sha256.csv remembers the hashes of files, so that a file is read again only if it was touched.
 """
 
 import contextlib
 import csv
+import functools
 import hashlib
+import io
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +28,13 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-Array = TypeVar("Array", np.ndarray, Tensor)
+from models.checkpoint import file_digest, one_line, sha256
+from models.distributed import gather, rank_and_world, rank_zero_first
+
+SCORE_HEADER = ("key", "image", "score", "seconds")
+HASH_HEADER = ("path", "size", "mtime_ns", "ctime_ns", "inode", "sha256")
+SETTLED_NS = 2 * 10**9  # a file changed later than this before its hashing may change unnoticed
+HOPELESS = 64  # failures without a success after which a metric is given up
 
 
 class Scores(NamedTuple):
@@ -34,33 +46,185 @@ class Scores(NamedTuple):
         return np.array([self.quality.get(k, np.nan) for k in keys.flat]).reshape(keys.shape)
 
 
+# ------------------------------------------------------------------------- files of the cache
+
+
+def read_rows(folder: Path, stem: str, columns: int) -> Iterator[list[str]]:
+    """Lines of <stem>.csv and of all <stem>.rankN.csv with the right number of columns."""
+    for file in sorted([*folder.glob(f"{stem}.csv"), *folder.glob(f"{stem}.rank*.csv")]):
+        for line in file.read_text(encoding="utf-8", errors="surrogateescape").split("\n"):
+            with contextlib.suppress(csv.Error):
+                row = next(csv.reader([line]), [])
+                if len(row) == columns:
+                    yield row
+
+
+def append_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence]) -> None:
+    """Append lines at once; OSError names the file, which the error of a write does not."""
+    text = io.StringIO()
+    try:
+        with open(path, "a+b") as file:
+            if not file.seek(0, os.SEEK_END):
+                text.write(",".join(header) + "\n")
+            else:
+                file.seek(-1, os.SEEK_END)
+                text.write("\n" * (file.read() != b"\n"))  # ends a line that a kill cut short
+            csv.writer(text, lineterminator="\n").writerows(rows)
+            file.write(text.getvalue().encode("utf-8", "surrogateescape"))
+    except OSError as error:
+        raise OSError(f"{path}: {error.strerror or error}") from error
+
+
+def rank_file(folder: Path, stem: str) -> Path:
+    """The file that this process appends to."""
+    rank, _ = rank_and_world()
+    return folder / f"{stem}{f'.rank{rank}' if rank else ''}.csv"
+
+
+# ------------------------------------------------------------------------- keys
+
+
 def cache_stem(name: str) -> str:
     """File name of a metric's cache: "name" or "name@weights", the weights by their checksum."""
     name, _, file = name.partition("@")
     stem = re.sub(r"[^\w.+-]", "_", name)
-    return f"{stem}-{hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12]}" if file else stem
+    return f"{stem}-{file_digest(file)}" if file else stem
 
 
-def one_line(error: Exception) -> str:
-    kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
-    return kind + " ".join(str(error).split())[:400]
+def file_hashes(paths: Iterable[str], folder: Path) -> dict[str, str | OSError]:
+    """SHA-256 of each file, or why it cannot be read; the ranks share the work.
 
-
-def read_scores(folder: Path, stem: str) -> dict[tuple[str, int], tuple[float, float]]:
-    """{(image key, bytes): (quality, seconds)} from the files of all ranks of this and past runs.
-
-    A line that was cut short lacks a column and is passed over, or lacks digits of its seconds.
+    A hash is remembered in `folder` under the file's size, mtime, ctime and inode, unless the file
+    changed within the last two seconds.
     """
-    known = {}
-    for file in sorted([*folder.glob(f"{stem}.csv"), *folder.glob(f"{stem}.rank*.csv")]):
-        for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
-            with contextlib.suppress(ValueError, csv.Error):  # header or cut line
-                image, size, quality, seconds = next(csv.reader([line]), ())
-                known[image, int(size)] = float(quality), float(seconds)
-    return known
+    folder.mkdir(parents=True, exist_ok=True)
+    rank, world = rank_and_world()
+    # A line that a kill cut short has fewer digits
+    known = {tuple(row[:-1]): row[-1] for row in read_rows(folder, "sha256", len(HASH_HEADER))
+             if len(row[-1]) == 64}
+    share, found = sorted(set(paths))[rank::world], {}
+    with ThreadPoolExecutor(4) as pool, \
+            tqdm(total=len(share), desc="hash", unit="file", delay=2, disable=rank > 0) as bar:
+        for i in range(0, len(share), 256):
+            part = share[i : i + 256]
+            hashed = list(pool.map(functools.partial(_hash_file, known=known), part))
+            found |= {path: digest for path, (digest, _) in zip(part, hashed, strict=True)}
+            new = [state for _, state in hashed if state]
+            with contextlib.suppress(OSError):  # a folder that cannot be written is no obstacle
+                if new:
+                    append_rows(rank_file(folder, "sha256"), HASH_HEADER, new)
+            bar.update(len(part))
+    return {path: digest for part in gather(found) for path, digest in part.items()}
+
+
+def _hash_file(path: str, known: dict[tuple, str]) -> tuple[str | OSError, tuple | None]:
+    """SHA-256 of a file, and the line to remember, None if there is nothing new or it is unsafe."""
+
+    def state() -> tuple[str, ...]:
+        s = os.stat(path)
+        return (os.path.abspath(path),
+                *map(str, (s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino)))
+
+    try:
+        begin, before = time.time_ns(), state()
+        if before in known:
+            return known[before], None
+        digest = sha256(path)
+        settled = begin - max(int(t) for t in before[2:4]) > SETTLED_NS and state() == before
+        return digest, (*before, digest) if settled else None
+    except OSError as error:
+        return error, None
+
+
+def file_key(digest: str) -> str:
+    """Key of a file's scores, from its SHA-256."""
+    return digest[:16]
+
+
+def output_key(checkpoint: str, lq: str) -> str:
+    """Key of a network's output, from the SHA-256 of its checkpoint and of the LQ file."""
+    return _text_key("output", checkpoint, lq, "whole image", "float32")
+
+
+def compared_key(key: str, references: Sequence[str], crop_border: int) -> str:
+    """Key of an image compared with references, from its own key and their SHA-256."""
+    return _text_key(key, *references, crop_border) if references else key
+
+
+def _text_key(*parts: object) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+# ------------------------------------------------------------------------- the cache
+
+
+class Score(NamedTuple):
+    score: float
+    seconds: float  # that the metric took
+
+
+class ScoreCache:
+    """All scores of one metric in a folder; every process opens it with the same arguments.
+
+    known: {key: Score}, the same in all processes; `add` writes new ones, which `share` makes known
+    to all.
+    """
+
+    def __init__(self, name: str, folder: Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        stem, (rank, _) = cache_stem(name), rank_and_world()
+        self.path = rank_file(folder, stem)
+        # As rank 0 reads it, for all: another run may be writing to the same folder
+        self.known = gather(dict(self._read(folder, stem)) if rank == 0 else None)[0]
+        self.new: dict[str, Score] = {}
+
+    @staticmethod
+    def _read(folder: Path, stem: str) -> Iterator[tuple[str, Score]]:
+        for key, _, score, seconds in read_rows(folder, stem, len(SCORE_HEADER)):
+            with contextlib.suppress(ValueError):  # the header, or a cut-off line
+                yield key, Score(float(score), float(seconds))
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.known or key in self.new
+
+    def add(self, rows: Sequence[tuple[str, str, float, float]]) -> None:
+        """Write (key, label, score, seconds), but no NaN; OSError names the file."""
+        lines = [(key, " ".join(label.splitlines()), score, f"{seconds:.6f}")
+                 for key, label, score, seconds in rows if not np.isnan(score)]
+        if lines:
+            append_rows(self.path, SCORE_HEADER, lines)
+        self.new |= {key: Score(score, round(seconds, 6)) for key, _, score, seconds in rows}
+
+    def score(
+        self, metric: Callable, labels: dict[str, str], images: Tensor, gts: Tensor | None = None
+    ) -> None:
+        """Score images, (N, 3, H, W), by `metric` and write each score under its {key: label}.
+
+        Against gts, (K, 3, H, W), there is one image, whose score is the mean over them.
+        """
+        if images.is_cuda:
+            torch.cuda.synchronize()  # what made the images has its own time
+        begin = time.perf_counter()
+        if gts is None:
+            scores = metric(images).tolist()
+        else:
+            scores = [metric(images.expand_as(gts), gts).double().mean().item()]
+        seconds = (time.perf_counter() - begin) / len(labels)
+        self.add([(key, label, score, seconds)
+                  for (key, label), score in zip(labels.items(), scores, strict=True)])
+
+    def share(self) -> None:
+        """Make the new scores of every process known to all; a barrier."""
+        for new in gather(self.new):
+            self.known |= new
+        self.new = {}
+
+
+# ------------------------------------------------------------------------- scoring files
 
 
 def read_or_error(path: str) -> np.ndarray | Exception:
+    """An image file as uint8 (H, W, 3), or what is wrong with it."""
     try:
         with Image.open(path) as image:
             if image.mode != "RGB":
@@ -77,7 +241,7 @@ def keep_decoded(limit: int) -> Callable[[str], np.ndarray | Exception]:
     def read(path: str) -> np.ndarray | Exception:
         nonlocal room
         image = kept[path] if path in kept else read_or_error(path)
-        size = getattr(image, "nbytes", limit + 1)  # none of an error
+        size = getattr(image, "nbytes", limit + 1)  # an error has none
         if path not in kept and size <= room:
             kept[path], room = image, room - size
         return image
@@ -88,7 +252,7 @@ def keep_decoded(limit: int) -> Callable[[str], np.ndarray | Exception]:
 def read_batches(files: dict, batch_size: int, read: Callable) -> Iterator[list[tuple]]:
     """Batches of (id, uint8 (H, W, 3)) with images of one size, from {id: path}.
 
-    Eight batches are decoded ahead; instead of an image that can't be read there is an Exception.
+    Eight batches are decoded ahead; an image that cannot be read is an Exception instead.
     """
     ids = list(files)
     chunks = [ids[i : i + 8 * batch_size] for i in range(0, len(ids), 8 * batch_size)]
@@ -115,7 +279,7 @@ def score_batch(net: nn.Module, batch: list, device: torch.device | str) -> list
         if not np.isfinite(quality).all():
             raise ValueError(f"gave a quality of {quality[:8]}")
         return [(q, (time.perf_counter() - start) / len(batch)) for q in quality]
-    except Exception as error:  # whatever a third-party metric raises, the others go on
+    except Exception as error:  # whatever a third-party metric raises, the other images are scored
         if len(batch) == 1:
             return [error]
     # After the except clause, whose traceback holds the batch's tensors
@@ -131,72 +295,90 @@ def score_images(
     batch_size: int | None = None,
     read: Callable[[str], np.ndarray | Exception] = read_or_error,
 ) -> Scores | None:
-    """Quality of every image; only what `folder` does not hold yet is scored.
+    """Quality of every image file; a content that `folder` holds a score of is not scored again.
 
-    name:   of the metric; may be "name@file", then the file's checksum is part of the cache's name
+    name:   of the metric; may be "name@file", the file's checksum is then part of the cache's name
     build:  () -> frozen NR-IQA, (N, 3, H, W) in [0, 1] -> (N,), up = better; called only if needed
-    images: {key: path}; the key and the file's size address the cache
+    images: {label: path}
     batch_size: of images of one size; None: 8 on a GPU, 1 on a CPU, where batches take longer
-    folder: for <metric>.csv, and <metric>.rankN.csv of the other processes
-    rank, world, gather: of several processes; gather(item) -> the items of all ranks, a barrier.
-            Every rank calls this with the same images and scores its share of the missing ones
     read:   path -> uint8 (H, W, 3), or what is wrong with it
 
-    What goes wrong is printed: None is returned if the metric failed, Scores without an image that
-    failed. OSError if a score cannot be written.
+    Under torchrun every process calls this with the same images and scores its share. Problems are
+    printed: None is returned if the metric failed, Scores without an image that failed. OSError if
+    a score cannot be written.
     """
-    from models.distributed import gather, rank_and_world
     rank, world = rank_and_world()
     batch_size = batch_size or (8 if torch.device(device).type == "cuda" else 1)
-    stem = cache_stem(name)
-    folder.mkdir(parents=True, exist_ok=True)
-    files = {(key, os.path.getsize(path)): path for key, path in images.items()}
-    # As rank 0 reads it, for all: another run may be writing to the same folder
-    known = gather(read_scores(folder, stem) if rank == 0 else None)[0]
-    missing = sorted(files.keys() - known.keys())
-    error, failures, n_scored = None, [], 0
-    mine, net = {i: files[i] for i in missing[rank::world]}, None
-    for turn in (rank == 0, rank > 0):  # rank 0 first: it may download the weights
-        if turn and mine:
-            try:
-                net = build()
-            except Exception as e:  # no weights: the other metrics go on
-                error = one_line(e)
-        gather()
+    keys, failures = _keys_of(images, folder)
+    cache = ScoreCache(name, folder)
+    one_of_each = {keys[label]: label for label in sorted(keys, reverse=True)}
+    missing = sorted((label, key) for key, label in one_of_each.items() if key not in cache)
+    share = {key: label for label, key in missing[rank::world]}
+
+    # Rank 0 builds first: it may download the weights
+    net, error = rank_zero_first(lambda: _try_to_build(build) if share else (None, None))
     if net is not None:
-        file = folder / f"{stem}{f'.rank{rank}' if rank else ''}.csv"
-        try:
-            end = file.read_bytes()[-1:] if file.is_file() else b""
-            with open(file, "a", newline="", encoding="utf-8") as log, \
-                    tqdm(total=len(mine), desc=name, unit="image", disable=rank > 0) as bar:
-                writer = csv.writer(log, lineterminator="\n")
-                if end != b"\n":  # a new file, or one whose last line a kill cut short
-                    log.write("\n" if end else "image,bytes,quality,seconds\n")
-                for batch in read_batches(mine, batch_size, read):
-                    results = score_batch(net, [image for _, image in batch], device)
-                    for (image_id, _), result in zip(batch, results, strict=True):
-                        if isinstance(result, Exception):
-                            failures.append(f"{image_id[0]}: {one_line(result)}")
-                        else:
-                            writer.writerow([*image_id, f"{result[0]:.9g}", f"{result[1]:.6f}"])
-                            n_scored += 1
-                    log.flush()  # a kill loses one batch
-                    bar.update(len(batch))
-                    if len(failures) >= 64 and not known and not n_scored:
-                        break  # it is the metric, not its images
-        except OSError as e:  # a full disk: all ends; the error of a write does not name its file
-            raise OSError(f"{file}: {e.strerror or e}") from e
-        except Exception as e:  # no memory
-            error = one_line(e)
-    if missing:
-        reports = gather((error, *failures[:1]))
-        error = next((r[0] for r in reports if r[0]), None)
-        failures = [text for r in reports for text in r[1:]]
-        known = read_scores(folder, stem)
-    found = {i[0]: known[i] for i in files if i in known}
-    if rank == 0 and len(found) < len(files):
-        print(f"{name}: {len(files) - len(found)} of {len(files)} images not scored: "
-              f"{error or ''.join(failures[:1])}")
-    if files and (error or not found):
+        files = {key: images[label] for key, label in share.items()}
+        with tqdm(total=len(share), desc=name, unit="image", disable=rank > 0) as bar:
+            batches = read_batches(files, batch_size, read)
+            failed, error = _score_batches(net, batches, share, cache, device, bar)
+            failures += failed
+    reports = gather((error, failures[:1]))
+    cache.share()
+    error = next((e for e, _ in reports if e), None)
+
+    found = {label: cache.known[key] for label, key in keys.items() if key in cache}
+    if rank == 0 and len(found) < len(images):
+        first = [text for _, texts in reports for text in texts][:1]
+        print(f"{name}: {len(images) - len(found)} of {len(images)} images not scored: "
+              f"{error or ''.join(first)}")
+    if images and (error or not found):
         return None
-    return Scores({key: q for key, (q, _) in found.items()}, sum(s for _, s in found.values()))
+    # Nine digits determine a float32
+    return Scores({label: float(f"{score:.9g}") for label, (score, _) in found.items()},
+                  sum(cache.known[key].seconds for key in dict.fromkeys(map(keys.get, found))))
+
+
+def _keys_of(images: dict[str, str], folder: Path) -> tuple[dict[str, str], list[str]]:
+    """{label: key} of the files that can be read, and a line for each other."""
+    hashes = file_hashes(images.values(), folder)
+    keys = {label: hashes[path] for label, path in images.items()}
+    return ({label: file_key(found) for label, found in keys.items() if isinstance(found, str)},
+            [f"{label}: {one_line(found)}" for label, found in keys.items()
+             if isinstance(found, OSError)])
+
+
+def _try_to_build(build: Callable[[], nn.Module]) -> tuple[nn.Module | None, str | None]:
+    try:
+        return build(), None
+    except Exception as error:  # no weights: the other metrics are scored all the same
+        return None, one_line(error)
+
+
+def _score_batches(
+    net: nn.Module, batches: Iterable[list[tuple]], labels: dict[str, str], cache: ScoreCache,
+    device: torch.device | str, bar: tqdm,
+) -> tuple[list[str], str | None]:
+    """Score batches of (key, image) and write each at once.
+
+    Returns a line per image that failed, and why the metric failed as a whole, if it did.
+    """
+    failures: list[str] = []
+    try:
+        for batch in batches:
+            rows = []
+            results = score_batch(net, [image for _, image in batch], device)
+            for (key, _), result in zip(batch, results, strict=True):
+                if isinstance(result, Exception):
+                    failures.append(f"{labels[key]}: {one_line(result)}")
+                else:
+                    rows.append((key, labels[key], *result))
+            cache.add(rows)
+            bar.update(len(batch))
+            if len(failures) >= HOPELESS and not cache.known and not cache.new:
+                break  # it is the metric, not its images
+    except OSError:  # a full disk ends all
+        raise
+    except Exception as error:  # no memory
+        return failures, one_line(error)
+    return failures, None

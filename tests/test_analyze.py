@@ -517,38 +517,10 @@ def test_one_line_and_exit_code_2(own):
 
 
 # ------------------------------------------------------------------------- the score cache
-# To be moved to tests/test_scores.py, with `own`, `save_grey` and `score`.
 
 
 def score(name, images, folder):
     return scores.score_images(name, lambda: load_iqa(name, "cpu"), images, folder)
-
-
-def test_an_image_is_decoded_once_for_several_metrics_as_far_as_memory_allows(own, monkeypatch):
-    images = {}
-    for i in range(4):
-        save_grey(own / f"{i}.png", 20 * i + 10, 32)
-        images[str(i)] = str(own / f"{i}.png")
-    images["broken"] = str(own / "broken.png")
-    (own / "broken.png").write_text("none")
-    opened, plain = [], scores.read_or_error
-    monkeypatch.setattr(scores, "read_or_error", lambda path: (opened.append(path), plain(path))[1])
-    for room, times in ((10**6, 1), (2 * 32 * 32 * 3, 2), (0, 3)):
-        opened.clear()
-        read = scores.keep_decoded(room)
-        for _ in range(3):
-            decoded = [read(path) for path in images.values()]
-        for image, path in zip(decoded[:4], images.values(), strict=False):
-            assert (image == plain(path)).all()
-        assert isinstance(decoded[4], ValueError) and opened.count(images["broken"]) == 3
-        assert len(opened) - 3 == {1: 4, 2: 2 + 3 * 2, 3: 12}[times]
-    opened.clear()
-    read = scores.keep_decoded(10**6)
-    del images["broken"]
-    for name in ("one", "another"):
-        scores.score_images(name, lambda: load_iqa("own_metrics:mean", "cpu"), images,
-                            own / "scores", read=read)
-    assert len(opened) == 4
 
 
 def test_each_image_is_scored_once_and_an_interrupted_run_resumes(own, monkeypatch):
@@ -580,36 +552,3 @@ def test_each_image_is_scored_once_and_an_interrupted_run_resumes(own, monkeypat
     again = score(metric, images, own)
     assert len(calls.read_text()) == 8
     assert again.quality["data/0, image.png"] > 0.7
-
-
-def test_failures_of_single_images_and_of_metrics(own, capsys):
-    images = {}
-    for i, side in enumerate((32, 16, 32)):
-        save_grey(own / f"{i}.png", 100 + i, side)
-        images[f"{i}.png"] = str(own / f"{i}.png")
-    (own / "3.png").write_bytes(b"not an image")
-    images["3.png"] = str(own / "3.png")
-    found = score("own_metrics:large", images, own)
-    assert sorted(found.quality) == ["0.png", "2.png"]
-    text = capsys.readouterr().out
-    assert text.count("\n") == 1 and "large: 2 of 4 images not scored" in text
-    single = score("own_metrics:single", images, own)
-    assert sorted(single.quality) == ["0.png", "1.png", "2.png"]
-    capsys.readouterr()
-    for name, reason in (("no_weights", "weights are missing"), ("nan", "quality of [nan")):
-        assert score(f"own_metrics:{name}", images, own) is None
-        text = capsys.readouterr().out
-        assert text.startswith(f"own_metrics:{name}: 4 of 4 images not scored")
-        assert text.count("\n") == 1
-        assert reason in text
-
-
-def test_a_metric_survives_some_bad_images_and_is_given_up_after_many(own, capsys):
-    images = {}
-    for i in range(70):
-        (own / f"a{i:02}.png").write_bytes(b"not an image")
-        images[f"a{i:02}.png"] = str(own / f"a{i:02}.png")
-    save_grey(own / "z.png", 100)
-    some = dict(list(images.items())[:12]) | {"z.png": str(own / "z.png")}
-    assert list(score("own_metrics:mean", some, own / "some").quality) == ["z.png"]
-    assert score("own_metrics:mean", images | {"z.png": str(own / "z.png")}, own / "many") is None

@@ -1,6 +1,8 @@
-"""evaluate.py: PSNR and SSIM against an independent computation, the tables, the bad inputs."""
+"""evaluate.py: PSNR and SSIM against an independent computation, the tables, what a rerun computes,
+and bad inputs."""
 
 import csv
+import importlib
 import os
 import shutil
 import subprocess
@@ -15,16 +17,20 @@ from PIL import Image
 from scipy.signal import convolve2d
 
 import evaluate
+from models import metrics
 from models.checkpoint import save_atomic
-from models.iqa import MetricUnavailable
+from models.iqa import MetricUnavailable, load_iqa
 from models.rrdb import RRDBNet
+from models.scores import score_images
 from models.swinir import SwinIR
 
 ROOT = Path(__file__).resolve().parent.parent
 OWN_METRIC = """
 import torch
+SCORED = []  # images of each call
 class Mean(torch.nn.Module):
     def forward(self, x):
+        SCORED.append(len(x))
         return 100 * x.mean((1, 2, 3))
 def mean():
     return Mean()
@@ -75,36 +81,36 @@ def test_psnr_and_ssim_equal_an_independent_computation():
     sr, gt = as_tensor(*(a for a, _ in pairs)), as_tensor(*(b for _, b in pairs))
     for border in (0, 4):
         inner = [[z[border : 40 - border, border : 52 - border] for z in pair] for pair in pairs]
-        ours = evaluate.psnr(sr, gt, border)
+        ours = metrics.psnr(sr, gt, border)
         assert ours.shape == (5,) and ours.dtype == torch.float64
         np.testing.assert_allclose(ours, [psnr_by_hand(*pair) for pair in inner], atol=1e-6)
-        ours = evaluate.ssim(sr, gt, border)
+        ours = metrics.ssim(sr, gt, border)
         assert ours.shape == (5,) and ours.dtype == torch.float64
         np.testing.assert_allclose(ours, [ssim_by_hand(*pair) for pair in inner], atol=1e-6)
-    assert evaluate.ssim(sr, gt, 4)[3] < 0
+    assert metrics.ssim(sr, gt, 4)[3] < 0
 
 
 def test_psnr_and_ssim_of_known_values():
     black, grey = torch.zeros(1, 3, 20, 20), torch.full((1, 3, 20, 20), 1 / 255)
-    assert evaluate.psnr(black, grey, 4).item() == pytest.approx(48.130803609)  # 20 log10(255)
-    assert evaluate.psnr(black, black + 1, 4).item() == pytest.approx(0)
-    assert evaluate.ssim(black, grey, 4).item() == pytest.approx(6.5025 / 7.5025)
-    assert evaluate.psnr(grey, grey, 4).item() == float("inf")
-    assert evaluate.ssim(grey, grey, 4).item() == pytest.approx(1)
+    assert metrics.psnr(black, grey, 4).item() == pytest.approx(48.130803609)  # 20 log10(255)
+    assert metrics.psnr(black, black + 1, 4).item() == pytest.approx(0)
+    assert metrics.ssim(black, grey, 4).item() == pytest.approx(6.5025 / 7.5025)
+    assert metrics.psnr(grey, grey, 4).item() == float("inf")
+    assert metrics.ssim(grey, grey, 4).item() == pytest.approx(1)
 
 
 def test_psnr_and_ssim_round_clip_and_crop():
     gt = torch.rand(1, 3, 24, 24, generator=torch.Generator().manual_seed(0)).mul(255).round() / 255
-    assert evaluate.psnr(gt + 0.4 / 255, gt, 0).item() == float("inf")  # below half a level
-    assert evaluate.psnr(gt + 0.6 / 255, gt, 0).item() < 50
+    assert metrics.psnr(gt + 0.4 / 255, gt, 0).item() == float("inf")  # below half a level
+    assert metrics.psnr(gt + 0.6 / 255, gt, 0).item() < 50
     white = torch.ones(1, 3, 24, 24)
-    assert evaluate.psnr(white + 0.5, white, 0).item() == float("inf")
+    assert metrics.psnr(white + 0.5, white, 0).item() == float("inf")
     framed = gt.clone()
     framed[..., :4, :], framed[..., -4:, :], framed[..., :4], framed[..., -4:] = 0, 0, 0, 0
-    assert evaluate.psnr(framed, gt, 4).item() == float("inf")
-    assert evaluate.psnr(framed, gt, 3).item() < 50 and evaluate.ssim(framed, gt, 4) == 1
+    assert metrics.psnr(framed, gt, 4).item() == float("inf")
+    assert metrics.psnr(framed, gt, 3).item() < 50 and metrics.ssim(framed, gt, 4) == 1
     with pytest.raises(ValueError, match="11x11"):
-        evaluate.ssim(gt[..., :18], gt[..., :18], 4)
+        metrics.ssim(gt[..., :18], gt[..., :18], 4)
 
 
 # ------------------------------------------------------------------------- tables
@@ -213,7 +219,7 @@ def test_the_tables_of_a_whole_run(data, tmp_path):
             else:
                 assert row[column] == ""
     assert any("4-pixel border" in c for c in comments)
-    assert "# column musiq: empty, its weights could not be had" in comments
+    assert "# column musiq: empty, its weights are unavailable" in comments
 
     # What is missing is said once, at the start; the table is printed aligned
     said = [line for line in done.stderr.splitlines() if "column musiq stays empty" in line]
@@ -225,73 +231,173 @@ def test_the_tables_of_a_whole_run(data, tmp_path):
     assert len({len(line) for line in table}) == 1
 
 
-def test_an_interrupted_evaluation_goes_on(data, tmp_path, monkeypatch):
-    """Images that are scored are kept, the others made; the tables are a straight run's."""
-    root, _ = data
-    monkeypatch.chdir(ROOT)
-    monkeypatch.syspath_prepend(str(root))
-    out, images = tmp_path / "t.csv", tmp_path / "t_per_image.csv"
-    flags = arguments(root, out, "--metrics", "psnr", "--extra", "q=own_metric:mean",
-                      "--save-sr", str(tmp_path / "sr"))
-    main(*flags)
-    straight = out.read_bytes(), images.read_bytes()
-    made = []
-    monkeypatch.setattr(evaluate, "super_resolve", lambda net, lq, f=evaluate.super_resolve:
-                        made.append((type(net).__name__, lq.shape[-1])) or f(net, lq))
+class Work:
+    """What a run of evaluate.py computes."""
 
-    def remade(*more):
-        made.clear()
-        main(*flags, *more)
-        small = [name for name, side in made if side == 16]  # the LQ, and load_net's checks
-        return len(small) - small.count("SwinIR"), small.count("SwinIR")
+    def __init__(self, root: Path, monkeypatch):
+        self.root, self.calls = root, []
+        monkeypatch.chdir(ROOT)
+        monkeypatch.syspath_prepend(str(root))
+        monkeypatch.delitem(sys.modules, "own_metric", raising=False)
+        self.count(monkeypatch, evaluate, "super_resolve")
+        self.count(monkeypatch, metrics, "psnr")
+        self.count(monkeypatch, metrics, "ssim")
 
-    assert remade() == (1, 1)  # one check each
-    assert (out.read_bytes(), images.read_bytes()) == straight
-    lines = (tmp_path / "scores/t.rank0.jsonl").read_text()
-    assert len(lines.split("\n")) == 1 + 3 * 3
-    cut = lines.rindex('["')  # the last line, at half; it is the last network's
-    (tmp_path / "scores/t.rank0.jsonl").write_text(lines[: (cut + len(lines)) // 2])
-    assert remade() == (3, 1)  # its image, and a check more
-    assert (out.read_bytes(), images.read_bytes()) == straight
-    assert remade() == (1, 1)
-    (tmp_path / "sr/SwinIR-AMO/img01.png").unlink()
-    assert remade() == (1, 3)
-    assert remade("--metrics", "psnr", "ssim") == (5, 5) and remade() == (1, 1)  # other columns
+    def count(self, monkeypatch, module, name: str) -> None:
+        function = getattr(module, name)
 
-    torch.manual_seed(1)
-    net = RRDBNet(num_feat=8, num_block=1, num_grow_ch=4)
-    before = (root / "RealESRGAN-UPos.pt").read_bytes()
-    sr = (tmp_path / "sr/RealESRGAN-UPos/img00.png").read_bytes()
-    save_atomic({"params_ema": net.state_dict()}, root / "RealESRGAN-UPos.pt")
-    assert remade() == (5, 1) and images.read_bytes() != straight[1]  # other weights
-    assert (tmp_path / "sr/RealESRGAN-UPos/img00.png").read_bytes() != sr
-    (root / "RealESRGAN-UPos.pt").write_bytes(before)
-    assert remade() == (5, 1)  # its scores are known, its images are the other's
-    assert (out.read_bytes(), images.read_bytes()) == straight
-    assert (tmp_path / "sr/RealESRGAN-UPos/img00.png").read_bytes() == sr
+        def counted(*args):
+            self.calls.append(name)
+            return function(*args)
+
+        monkeypatch.setattr(module, name, counted)
+
+    def of(self, *flags: str) -> dict[str, int]:
+        """Networks' outputs, full-reference scores, and images that own_metric scored."""
+        own_metric = importlib.import_module("own_metric")
+        self.calls.clear()
+        own_metric.SCORED.clear()
+        main(*flags)
+        own = {"own": sum(own_metric.SCORED)} if own_metric.SCORED else {}
+        return {name: self.calls.count(name) for name in self.calls} | own
 
 
-@pytest.mark.parametrize("change", ["metric", "LQ", "GT", "votes"])
-def test_scores_of_another_metric_or_of_other_data_are_not_taken(data, tmp_path, monkeypatch,
-                                                                  change):
-    root = tmp_path / "data"
-    shutil.copytree(data[0], root)
-    monkeypatch.chdir(ROOT)
-    monkeypatch.syspath_prepend(str(root))
+@pytest.fixture
+def work(data, tmp_path, monkeypatch) -> Work:
+    """A copy of the data, which a test may change."""
+    shutil.copytree(data[0], tmp_path / "data")
+    return Work(tmp_path / "data", monkeypatch)
+
+
+def tables(out: Path) -> tuple[bytes, bytes]:
+    return out.read_bytes(), out.with_name(f"{out.stem}_per_image.csv").read_bytes()
+
+
+def values(files: tuple[bytes, bytes]) -> list[dict[str, str]]:
+    """Rows of both tables without empty cells."""
+    lines = [[x for x in file.decode().splitlines() if x[0] != "#"] for file in files]
+    return [{k: v for k, v in row.items() if v} for table in lines for row in csv.DictReader(table)]
+
+
+def without(column: str, rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    return [{k: v for k, v in row.items() if k != column} for row in rows]
+
+
+# Two networks and three images, two of them with a PSNR against the original besides; 15 GTs
+ALL = {"super_resolve": 6, "psnr": 2 * 5, "ssim": 6, "own": 6 + 15}
+
+
+def test_a_rerun_scores_only_new_columns_and_rows(work, tmp_path):
+    out, q = tmp_path / "t.csv", ("--extra", "q=own_metric:mean")
+    flags = arguments(work.root, out, "--metrics", "psnr")
+    assert work.of(*flags, "ssim", *q) == ALL
+    straight = tables(out)
+    assert work.of(*flags, "ssim", *q) == {} and tables(out) == straight
+
+    # Columns: dropped, added back, renamed, the same metric twice, a new one
+    assert work.of(*flags, *q) == {}
+    assert values(tables(out)) == without("ssim", values(straight))
+    assert work.of(*flags, "ssim", *q) == {} and tables(out) == straight
+    assert work.of(*flags, "--extra", "quality=own_metric:mean", "q=own_metric:mean") == {}
+    rows = values(tables(out))
+    assert all(row["quality"] == row["q"] for row in rows)
+    assert without("quality", rows) == without("ssim", values(straight))
+    assert work.of(*flags, "ssim", "--extra", "dark=own_metric:darkness", "darker=own_metric:"
+                   "darkness") == {"super_resolve": 6, "own": 6 + 15}
+
+    # Rows: renamed, and the same network twice
+    models = ("--models", f"A={work.root / 'SwinIR-AMO.pt'}", f"B={work.root / 'SwinIR-AMO.pt'}")
+    assert work.of(*flags, "ssim", *q, *models) == {}
+    for name in "AB":
+        renamed = [row for row in values(tables(out)) if row["model"] == name]
+        assert without("model", renamed) == without(
+            "model", [row for row in values(straight) if row["model"] == "SwinIR-AMO"])
+
+    # The same content in another folder, which the comments name
+    shutil.copytree(work.root, tmp_path / "moved")
+    assert work.of(*arguments(tmp_path / "moved", out, "--metrics", "psnr", "ssim", *q)) == {}
+    assert values(tables(out)) == values(straight) and tables(out) != straight
+
+
+def test_an_interrupted_evaluation_resumes(work, tmp_path):
+    """Finished images are kept and the others made; the tables are an undisturbed run's."""
     out = tmp_path / "t.csv"
-    flags = arguments(root, out, "--metrics", "psnr", "--extra")
-    main(*flags, "q=own_metric:mean")
-    _, before = read(out)
-    image = "lq" if change == "LQ" else "gt/images/original"
-    if change in ("LQ", "GT"):  # the same name and size
-        path = next(root.glob(f"**/{image}/img01.png"))
-        Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
-    elif change == "votes":
-        for path in root.glob("**/labels/*/img01.json"):
+    flags = arguments(work.root, out, "--metrics", "psnr", "--extra", "q=own_metric:mean",
+                      "--save-sr", str(tmp_path / "sr"))
+    work.of(*flags)
+    straight = tables(out)
+    psnr, mean = (tmp_path / f"scores/{name}.csv" for name in ("psnr", "own_metric_mean"))
+    lines = psnr.read_text()
+    last = lines.rstrip("\n").rindex("\n") + 1  # of the last network's last image
+    psnr.write_text(lines[: (last + len(lines)) // 2])
+    assert work.of(*flags) == {"super_resolve": 1, "psnr": 1}
+    assert tables(out) == straight and work.of(*flags) == {}
+    mean.unlink()
+    assert work.of(*flags) == {"super_resolve": 6, "own": 21}
+    assert tables(out) == straight
+
+    # SR images: made again if they are gone, and if another network's lie there
+    (tmp_path / "sr/SwinIR-AMO/img01.png").unlink()
+    assert work.of(*flags) == {"super_resolve": 1} and work.of(*flags) == {}
+    swap = [f"SwinIR-AMO={work.root / 'RealESRGAN-UPos.pt'}"]
+    assert work.of(*flags, "--models", *swap) == {"super_resolve": 3}
+    sr = [(tmp_path / "sr" / model / "img00.png").read_bytes()
+          for model in ("SwinIR-AMO", "RealESRGAN-UPos")]
+    assert sr[0] == sr[1]
+
+
+def replace(path: Path, image: np.ndarray) -> None:
+    """Another image of the same size in bytes, with the same time."""
+    before = path.stat()
+    Image.fromarray(image).save(path, compress_level=0)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+
+
+@pytest.mark.parametrize("change, expected", [
+    # of img01, by both models: Positives are 01 and 03
+    ("images/01/img01_01.png", {"super_resolve": 2, "psnr": 2, "ssim": 2, "own": 1}),
+    ("images/original/img01.png", {"super_resolve": 2, "psnr": 2, "own": 1}),
+    ("images/02/img01_02.png", {"own": 1}),
+    ("lq", {"super_resolve": 2, "psnr": 4, "ssim": 2, "own": 2}),
+    ("votes", {"super_resolve": 2, "psnr": 2, "ssim": 2}),
+    ("checkpoint", {"super_resolve": 3, "psnr": 5, "ssim": 3, "own": 3}),
+    ("metric", {"super_resolve": 6, "own": 21}),
+])  # fmt: skip
+def test_a_changed_file_scores_again_what_depends_on_it(work, tmp_path, change, expected):
+    root, out = work.root, tmp_path / "t.csv"
+    for path in [*root.glob("gt/images/*/img01*.png"), root / "lq/img01.png"]:
+        Image.fromarray(np.asarray(Image.open(path))).save(path, compress_level=0)
+    flags = arguments(root, out, "--metrics", "psnr", "ssim", "--extra")
+    q = "q=own_metric:mean"
+    work.of(*flags, q)
+    if change == "votes":
+        for path in root.glob("gt/labels/*/img01.json"):
             path.write_text(path.read_text().replace("Similar", "Positive"))
-    main(*flags, "q=own_metric:darkness" if change == "metric" else "q=own_metric:mean")
-    _, after = read(out)
-    assert before != after
+    elif change == "checkpoint":
+        torch.manual_seed(1)
+        net = RRDBNet(num_feat=8, num_block=1, num_grow_ch=4)
+        save_atomic({"params_ema": net.state_dict()}, root / "RealESRGAN-UPos.pt")
+    elif change == "metric":
+        q = "q=own_metric:darkness"
+    else:
+        path = root / (f"gt/{change}" if change != "lq" else "lq/img01.png")
+        replace(path, 255 - np.asarray(Image.open(path)))
+    assert work.of(*flags, q) == expected
+    after = tables(out)
+    shutil.rmtree(tmp_path / "scores")  # no old score was taken: a new cache gives equal tables
+    assert work.of(*flags, q) == ALL and tables(out) == after
+
+
+def test_the_gold_standard_takes_scores_of_the_analysis(work, tmp_path):
+    out, gts = tmp_path / "t.csv", sorted(work.root.glob("gt/images/*/*.png"))
+    found = score_images("own_metric:mean", lambda: load_iqa("own_metric:mean", "cpu"),
+                         {path.name: str(path) for path in gts}, tmp_path / "scores")
+    flags = arguments(work.root, out, "--metrics", "--extra", "q=own_metric:mean")
+    assert work.of(*flags)["own"] == 6
+    best = max(q for name, q in found.quality.items() if name.startswith("img00"))
+    gold = next(row for row in values(tables(out)) if row.get("image") == "img00")
+    assert gold == {"model": "Gold Standard", "image": "img00", "q": f"{best:.6f}"}
 
 
 def test_a_set_is_decoded_once_per_image_of_a_model(data, tmp_path, monkeypatch):
@@ -333,8 +439,8 @@ def test_require_all_makes_a_missing_column_an_error(data, tmp_path, monkeypatch
     def unavailable(name, device):
         raise MetricUnavailable(f"metric {name}: weights are not here")
 
-    monkeypatch.setattr(evaluate, "load_iqa", unavailable)
-    monkeypatch.setattr(evaluate, "load_fr", unavailable)
+    monkeypatch.setattr(metrics, "load_iqa", unavailable)
+    monkeypatch.setattr(metrics, "load_fr", unavailable)
     args = arguments(data[0], tmp_path / "t.csv", "--metrics", "psnr", "lpips_st", "topiq")
     with pytest.raises(ValueError) as caught:
         main(*args, "--require-all")
@@ -350,7 +456,7 @@ def test_perceptual_distance_crops_the_border(tmp_path):
     net = STLPIPS(pretrained=False).eval()
     torch.save(net.state_dict(), tmp_path / "own.pth")
     spec = f"lpips_st@{tmp_path / 'own.pth'}"
-    kind, function = evaluate.load_metric(spec, torch.device("cpu"))
+    kind, function = metrics.load_metric(spec, torch.device("cpu"))
     sr, gt = torch.rand(2, 3, 40, 48), torch.rand(2, 3, 40, 48)
     expected = net(sr[..., 4:-4, 4:-4], gt[..., 4:-4, 4:-4]).reshape(2).detach()
     assert kind == "fr"
@@ -360,7 +466,7 @@ def test_perceptual_distance_crops_the_border(tmp_path):
 @pytest.mark.parametrize("more, message", [
     (("--models", "A={root}/nowhere.pt"), "nowhere.pt: no such file"),
     (("--models", "A={root}/foreign.pt"), "foreign.pt: neither a SwinIR nor an RRDBNet"),
-    (("--models", "A={root}/cut.pt"), "cut.pt: .*missing conv_last"),
+    (("--models", "A={root}/cut.pt"), "cut.pt: .*conv_last"),
     (("--models", "A={root}/SwinIR-AMO.pt", "A={root}/SwinIR-AMO.pt"), "each NAME once"),
     (("--models", "{root}/SwinIR-AMO.pt"), "write NAME=VALUE"),
     (("--metrics", "psnr", "musik"), "did you mean musiq"),
