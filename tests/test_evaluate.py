@@ -223,7 +223,7 @@ def test_the_tables_of_a_whole_run(data, tmp_path):
 
     # What is missing is said once, at the start; the table is printed aligned
     said = [line for line in done.stderr.splitlines() if "column musiq stays empty" in line]
-    assert len(said) == 1 and "python -m models.iqa prefetch musiq" in said[0]
+    assert len(said) == 1 and "prefetch musiq" in said[0]
     assert "1 images have no Positive GT" in done.stderr
     table = done.stdout.splitlines()
     assert [line.split("  ")[0] for line in table] == ["model", "Gold Standard", "SwinIR-AMO",
