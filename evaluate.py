@@ -115,13 +115,11 @@ def gold_standard(
     todo = [i for i in range(rank, len(images), world)
             if any(key not in column.cache for column in columns.values() for key in keys[i])]
     for i in tqdm(todo, desc=GOLD, unit="image", disable=rank > 0 or not todo):
-        gts = {gt: to_tensor(gt, device) for gt in images[i].gts}
-        for column in columns.values():
-            missing = {key: gt for key, gt in zip(keys[i], gts, strict=True)
-                       if key not in column.cache}
-            if missing:
-                column.cache.score(column.function, missing,
-                                   torch.cat([gts[gt] for gt in missing.values()]))
+        for key, gt in zip(keys[i], images[i].gts, strict=True):
+            x = to_tensor(gt, device)
+            for column in columns.values():
+                if key not in column.cache:  # one by one: a score does not depend on its batch
+                    column.cache.score(column.function, {key: gt}, x)
     for column in columns.values():
         column.cache.share()
     return [{name: max(column.cache.known[key].score for key in of_set)
