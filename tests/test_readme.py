@@ -101,6 +101,12 @@ def test_files_links_and_pictures_exist(page):
         assert (ROOT / page).parent.joinpath(link).is_file(), link
 
 
+def test_the_file_map_has_every_script_and_module():
+    named = set(re.findall(r"`(?:models/)?(\w+\.py)`", section("README.md", "Files")))
+    files = {path.name for path in [*ROOT.glob("*.py"), *ROOT.glob("models/*.py")]}
+    assert named == files - {"__init__.py"}
+
+
 def test_functions_of_the_map_exist():
     names = re.findall(r"`((?:\w+\.)+\w+)`", section("README.md", "Reproduce the paper"))
     names = [name for name in names if not name.endswith((".py", ".sh"))]
