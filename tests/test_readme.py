@@ -1,0 +1,311 @@
+"""README.md and docs/: what they name exists, commands parse, numbers are those of the tables."""
+
+import ast
+import contextlib
+import importlib
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import pytest
+
+from demo.run import Demo
+from models.checkpoint import read_csv
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text()
+         for path in [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]}
+README = PAGES["README.md"]
+# Commands that the pages call; as shell functions they print their arguments instead of running
+STUBS = "set -e\n" + "".join(f"{name}() {{ printf '%s\\x1f' {name} \"$@\"; echo; }}\n" for name in
+                             ("python", "torchrun", "bash", "pip", "source", "xdg-open"))
+WRITTEN_BY_THE_READER = {"my_iqa.py"}
+
+
+def section(page, title):
+    """The text below a heading, up to the next one of its level."""
+    level = re.search(rf"^(#+) {re.escape(title)}", PAGES[page], re.M)[1]
+    return PAGES[page].split(f"{level} {title}")[1].split(f"\n{level} ")[0]
+
+
+def table_rows(text):
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()
+            if line.startswith("| ")]
+
+
+def code_blocks(text, language):
+    return re.findall(rf"```{language}\n(.*?)```", text, re.S)
+
+
+def command_lines(script):
+    """The commands of a shell script, as lists of words expanded by bash; none of them runs."""
+    done = subprocess.run(["bash", "-c", STUBS + script], cwd=ROOT, capture_output=True, text=True,
+                          timeout=60)
+    assert done.returncode == 0, done.stderr
+    return [line.split("\x1f")[:-1] for line in done.stdout.splitlines()]
+
+
+def target(words):
+    """(module, its arguments) of a python or torchrun command."""
+    at = next(i for i, word in enumerate(words) if word == "-m" or word.endswith(".py"))
+    if words[at] == "-m":
+        return words[at + 1], words[at + 2 :]
+    assert (ROOT / words[at]).is_file(), words[at]
+    return words[at].removesuffix(".py").replace("/", "."), words[at + 1 :]
+
+
+def check_command(words):
+    """The script exists, and its own parser takes the arguments."""
+    if words[0] in ("python", "torchrun"):
+        name, arguments = target(words)
+        try:
+            importlib.import_module(name).parse_args(arguments)
+        except SystemExit:
+            pytest.fail(f"{name} refuses {' '.join(arguments)}")
+    elif words[0] == "bash":
+        assert (ROOT / words[1]).is_file(), words
+        if words[2:3] == ["demo"]:
+            check_command(["python", "-m", "demo.run", *words[3:]])
+        else:
+            assert words[1:] in (["run_all.sh"], ["run_all.sh", "paper"], ["tests/run.sh"]), words
+
+
+def help_text(name, *subcommand):
+    with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.suppress(SystemExit):
+        importlib.import_module(name).parse_args([*subcommand, "--help"])
+    return text.getvalue()
+
+
+# ------------------------------------------------------------------------- names
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 230
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_links_and_pictures_exist(page):
+    text = PAGES[page]
+    if page == "docs/moved.md":  # the left column is of earlier versions
+        text = "\n".join(row[1] for row in table_rows(text))
+    homes = (ROOT, ROOT / "models", ROOT / "benchmarks/results")
+    for name in re.findall(r"`([\w./-]+\.(?:py|sh|txt|md)|[\w/]*results/[\w/]+\.(?:csv|png)|"
+                           r"\w+_cpu\.csv)`", text):
+        assert name in WRITTEN_BY_THE_READER or any((home / name).exists() for home in homes), name
+    for link in re.findall(r"\]\(((?!https?:).*?)\)", text):
+        assert (ROOT / page).parent.joinpath(link).is_file(), link
+
+
+def test_the_file_map_has_every_script_and_module():
+    named = set(re.findall(r"`(?:models/)?(\w+\.py)`", section("README.md", "Files")))
+    files = {path.name for path in [*ROOT.glob("*.py"), *ROOT.glob("models/*.py")]}
+    assert named == files - {"__init__.py"}
+
+
+def test_functions_of_the_map_exist():
+    names = re.findall(r"`((?:\w+\.)+\w+)`", section("README.md", "Reproduce the paper"))
+    names = [name for name in names if not name.endswith((".py", ".sh"))]
+    assert len(names) > 15
+    for name in names:
+        module, _, function = name.rpartition(".")
+        tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text())
+        assert function in {node.name for node in tree.body
+                            if isinstance(node, ast.FunctionDef)}, name
+
+
+def test_differences_are_the_assumptions_in_the_code():
+    tags = {}
+    for path in ROOT.rglob("*.py"):
+        name = path.relative_to(ROOT).as_posix()
+        if not name.startswith(("tests/", "runs/", ".venv/")):
+            tags[name] = len(re.findall(r"# ASSUMED:", path.read_text()))
+    listed = {part.split("`")[1]: part.count("\n- ")
+              for part in PAGES["docs/differences.md"].split("\n## ")[1:]}
+    assert listed == {name: count for name, count in tags.items() if count}
+
+
+# ------------------------------------------------------------------------- commands
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_are_taken_by_their_parsers(page):
+    for block in code_blocks(PAGES[page], "bash"):
+        for words in command_lines(block):
+            check_command(words)
+
+
+def wanted():
+    """{wish: its command's words} of the README's table, expanded with the variables before it."""
+    text = section("README.md", "I want to ...")
+    rows = [row for row in table_rows(text) if row[1].startswith("`")]
+    script = code_blocks(text, "bash")[0] + "\n".join(row[1].strip("`") for row in rows)
+    return dict(zip((row[0] for row in rows), command_lines(script), strict=True))
+
+
+def test_every_wish_has_a_command_that_its_parser_takes():
+    commands = wanted()
+    assert len(commands) >= 15
+    for words in commands.values():
+        check_command(words)
+
+
+def test_wishes_use_what_the_demo_makes():
+    demo = Demo("swinir", 0, False)
+    made = {step.name for step in demo.steps()}
+    files = {"net_g_ema.pt", "lora.pt", "last.pt"}
+    paths = [path for words in wanted().values() for word in words
+             for path in re.findall(rf"{demo.runs}/(\S+)", word)]
+    assert len(paths) > 10
+    for path in paths:
+        first, _, rest = path.partition("/")
+        if first == "sr":
+            assert rest.startswith("SwinIR-") and rest.removeprefix("SwinIR-") in made, path
+        else:
+            assert (first in made and rest in files) or path in ("q.pt", "judge.pt"), path
+    assert (ROOT / "results/demo").is_dir() and demo.results == Path("results/demo")
+
+
+def test_the_paper_is_printed_and_every_pattern_matches_a_step():
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(["bash", "run_all.sh", "paper"], cwd=ROOT, capture_output=True, text=True,
+                          env=os.environ | {"PATH": path, "DRY": "1"}, timeout=60)
+    assert done.returncode == 0, done.stderr
+    steps = re.findall(r"^# (\S+)", done.stdout, re.M)
+    for text in PAGES.values():
+        for pattern in re.findall(r"ONLY='?([\w*+-]+)", text):
+            assert any(fnmatchcase(step, pattern) for step in steps), pattern
+
+
+def test_moved_commands_exist():
+    text = section("docs/moved.md", "Commands")
+    commands = [row[1].strip("`") for row in table_rows(text)[1:] if row[1].startswith("`")]
+    assert len(commands) > 10
+    for words in command_lines("\n".join(commands)):
+        if words[0] == "bash":
+            check_command(words)
+            continue
+        name, arguments = target(words)
+        text = help_text(name, *arguments[: name == "paper.user_study"])
+        assert "usage:" in text, words
+        for flag in (word for word in arguments if word.startswith("--")):
+            assert f"{flag} " in text.replace("]", " ").replace(",", " "), (name, flag)
+
+
+def test_moved_names_exist():
+    for _, now in table_rows(section("docs/moved.md", "Names in the code"))[1:]:
+        for file, names in re.findall(r"`([\w/]+\.py)`: ((?:`\w+`(?:, )?)+)", now):
+            for name in re.findall(r"`(\w+)`", names):
+                assert re.search(rf"^(def|class) {name}\b", (ROOT / file).read_text(), re.M), name
+
+
+# ------------------------------------------------------------------------- pieces
+
+EXAMPLES = re.findall(r"```python\n# (models/(\w+)\.py)(.*?)```", PAGES["docs/pieces.md"], re.S)
+
+
+def test_every_piece_has_an_example():
+    assert [e[1] for e in EXAMPLES] == ["samplers", "lora", "iqa", "swinir", "degradations"]
+
+
+@pytest.mark.parametrize(("file", "name", "code"), EXAMPLES, ids=[e[1] for e in EXAMPLES])
+def test_a_piece_runs_beside_nothing_but_its_file(tmp_path, file, name, code):
+    shutil.copy(ROOT / file, tmp_path)
+    code = code.replace('"musiq"', '"iqa:random_musiq"')  # no download
+    lines = code.strip().splitlines()[1:]
+    result = subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=tmp_path, text=True,
+                            capture_output=True, env={"PATH": os.environ["PATH"]}, timeout=120)
+    assert result.returncode == 0, result.stderr[-800:]
+    assert result.stdout.strip() and len(lines) <= 6
+
+
+# ------------------------------------------------------------------------- numbers
+
+
+def one_line(text):
+    return " ".join(text.split())
+
+
+def seeds():
+    """({row: means}, {ordering: "N of M"}) of the demo's committed tables over five seeds."""
+    means = read_csv(ROOT / "results/demo/seeds_swinir_means.csv")[0]
+    held = read_csv(ROOT / "results/demo/seeds_swinir.csv")[0]
+    return {row["row"]: row for row in means}, {row["ordering"]: row["held"] for row in held}
+
+
+def test_demo_numbers_are_those_of_the_committed_tables():
+    page, (means, held) = PAGES["docs/demo.md"], seeds()
+    rows = {row[0].removeprefix("SwinIR-"): row[1:] for row in table_rows(page)
+            if row[0].startswith("SwinIR-")}
+    assert list(rows) == list(means)
+    for name, cells in rows.items():
+        assert cells == [f"{means[name][m]} ± {means[name][m + '_sd']}"
+                         for m in ("q", "judge", "psnr", "psnr_original")], name
+    listed = {re.sub(r" \(not.*", "", row[0]): row[1] for row in table_rows(page)
+              if re.fullmatch(r"\d of \d", row[1])}
+    assert listed == held
+
+    # Fine-tuning AMO: on seed 0, and in the mean of the five
+    noise = {row["row"]: row for row in read_csv(ROOT / "results/demo/structured_noise.csv")[0]}
+    tuned = noise["SwinIR-AMO+FT"]
+    gains = [float(means["AMO+FT"][m]) - float(means["AMO"][m]) for m in ("q", "psnr")]
+    assert (f"Q by {float(tuned['d_quality']):.1f} for {-float(tuned['d_psnr']):.1f} dB; in the "
+            f"mean of the five, by {gains[0]:.1f} for {-gains[1]:.1f} dB") in one_line(page)
+    chain = [float(means[row]["psnr"]) for row in ("OrigsOnly", "Rand", "UPos", "SMA", "AMO")]
+    assert max(chain) - min(chain) < 0.3 and max(chain) in chain[2:4]
+
+
+def test_readme_counts_are_those_of_the_committed_table():
+    text, (_, held) = section("README.md", "What the demo shows"), seeds()
+    assert re.findall(r"\d of \d", text) == [held[name] for name in (
+        "Q rises", "judge rises", "PSNR to the original falls",
+        "PSNR to the positives falls from Rand on")]
+
+
+def test_speeds_are_those_of_the_committed_benchmarks():
+    page, results = one_line(PAGES["docs/speed.md"]), ROOT / "benchmarks/results"
+    steps = {(r["net"], r["variant"]): r for r in read_csv(results / "step_cpu.csv")[0]}
+    nets = ("swinir", "rrdb")
+    assert " | ".join(steps[net, "amo"]["seconds"] for net in nets) in page
+    for variant in ("amo again", "upos", "contiguous", "unfused"):
+        assert " | ".join(f"x {steps[net, variant]['ratio']}" for net in nets) in page, variant
+    assert f"attention | x {steps['swinir', 'sdpa']['ratio']} |" in page
+    once, single = (steps["MUSIQ as reward", v] for v in ("at once", "one by one"))
+    assert (f"needs {single['peak_mib']} MiB instead of {once['peak_mib']} MiB, and "
+            f"{float(single['ratio']):.2f} times as long") in page
+
+    loads = {(r["setting"], r["variant"]): r for r in read_csv(results / "loader_cpu.csv")[0]
+             if r["workers"] == "0"}
+    settings = ("one_round", "two_round")
+    for variant in ("upos", "upos_cache", "amo", "amo_cache"):
+        rows = [loads[setting, variant] for setting in settings]
+        assert " | ".join(f"x {r['times_baseline']}, {r['samples_per_second']} samples/s"
+                          for r in rows) in page, variant
+    for variant, before in (("baseline_repeat", ""), ("own_operations", "x ")):
+        assert " and ".join(before + loads[setting, variant]["times_baseline"]
+                            for setting in settings) in page, variant
+
+    scored = {(r["metric"], r["variant"]): r for r in read_csv(results / "analyze_cpu.csv")[0]}
+    speed = scored["models.iqa:random_musiq", "batch_8"]["times_batch_1"]
+    assert f"MUSIQ has {speed} of the speed in batches of 8 on one core" in page
+
+
+def test_tiles_are_those_of_the_committed_benchmark():
+    rows = {row[0]: row[1:] for row in table_rows(PAGES["docs/photos.md"])}
+    for r in read_csv(ROOT / "benchmarks/results/tiles_cpu.csv")[0]:
+        changed = f"{r['changed_percent']} %, by {r['changed_by']}"
+        assert rows[r["network"].split(",")[0]] == [
+            f"{r['crop']}, {r['tile']}", r["largest"], r["largest_outside_overlaps"],
+            changed if float(r["changed_percent"]) else "none"], r
+
+
+def test_the_citation_names_the_paper():
+    text = (ROOT / "CITATION.cff").read_text()
+    assert text.startswith("cff-version: 1.2.0\n") and "arXiv:2504.18524" in text
+    for name in re.findall(r"family-names: (\S+)", text):
+        assert name in README.split("```bibtex")[1], name
+    assert "MIT License" in (ROOT / "LICENSE").read_text()
