@@ -444,7 +444,6 @@ def write_table(args: argparse.Namespace, table: Table) -> None:
 
 def main(args: argparse.Namespace) -> None:
     rank, _, _ = init_distributed()
-    torch.backends.cudnn.allow_tf32 = False  # it moves scores in the third digit
 
     # Inputs, all of them checked before anything is scored
     resolve_args(args)

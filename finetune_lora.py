@@ -1,8 +1,9 @@
 """Fine-tune low-rank adapters to raise an NR-IQA score directly (paper Sec. 4.3, 8.3, 9; Eq. 5).
 
-    python finetune_lora.py --init runs/swinir-amo/net_g_ema.pt --sampler amo        # AMO+FT
-    torchrun --nproc_per_node=4 finetune_lora.py --init ... --sampler upos           # UPos+FT
-    ... --net rrdb --init runs/rrdb-amo/net_g_ema.pt                                 # RealESRGAN
+    torchrun --nproc_per_node=4 finetune_lora.py --sampler amo    # AMO+FT, from runs/swinir-amo
+    torchrun --nproc_per_node=4 finetune_lora.py --sampler upos   # UPos+FT, from runs/swinir-upos
+    ... --net rrdb                                                # RealESRGAN
+    python finetune_lora.py --sampler amo --init FILE             # CPU or one GPU, other weights
     ... --lambda-a 0.1 --init-d runs/swinir-upos/last.pt                             # FT_IG
     ... --lambda-q 0 --lambda-a 0.2 --init-d runs/swinir-upos/last.pt                # FT_NNR,IGx2
     ... --lambda-p 2                                                                 # FT_HP
@@ -88,6 +89,7 @@ def main(args: argparse.Namespace) -> None:
 def resolve_args(args: argparse.Namespace) -> dict:
     """Fill in what depends on the net; returns its preset."""
     preset = PRESETS[args.net.removesuffix("_tiny")]
+    args.init = args.init or f"{train_sr.run_folder(args, args.sampler)}/net_g_ema.pt"
     if args.milestones is None:
         args.milestones = preset["halve"]
     args.lr = preset["lr"] if args.lr is None else args.lr
@@ -100,6 +102,8 @@ def resolve_args(args: argparse.Namespace) -> dict:
         variant += f"-seed{args.seed}" * (args.seed > 0)
         args.out = f"runs/{args.net}-{args.sampler}+FT{variant}"
     train_sr.resolve_args(args)
+    if args.init is None:
+        raise ValueError("--init none: fine-tuning starts from a trained network")
     return preset
 
 
@@ -120,8 +124,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     # PAPER: Sec. 4.3, 8.3. The critic's place is taken by Q: no GAN loss; 20,000 steps.
     parser.set_defaults(lambda_a=0.0, steps=20_000)
     args = parser.parse_args(argv)
-    if not args.init:
-        parser.error("--init: the network to fine-tune is missing")
     if not args.sampler:
         parser.error("--sampler: name the sampler that --init was trained with")
     return args

@@ -2,13 +2,14 @@
 
 Stage two, the paper's: L1 + perceptual + GAN (Eq. 1); --sampler chooses the ground truth.
 
-    python train_sr.py --sampler amo --init runs/swinir-stage1/net_g_ema.pt       # CPU or one GPU
-    torchrun --nproc_per_node=4 train_sr.py --sampler amo --init ...              # the paper's run
-    torchrun --nproc_per_node=4 train_sr.py --net rrdb --sampler upos --init ...  # RealESRGAN, HGGT
+    torchrun --nproc_per_node=4 train_sr.py --sampler amo              # the paper's SwinIR-AMO
+    torchrun --nproc_per_node=4 train_sr.py --net rrdb --sampler upos  # RealESRGAN-UPos, as HGGT
+    python train_sr.py --sampler amo --init FILE                       # CPU or one GPU
 
 Stage one, the initialisation: L1 alone on a flat folder of high-resolution crops.
 
-    torchrun --nproc_per_node=4 train_sr.py --data datasets/DF2K_OST --lambda-p 0 --lambda-a 0
+    torchrun --nproc_per_node=4 train_sr.py --data datasets/DF2K_OST --lambda-p 0 --lambda-a 0 \
+        --init swinir_psnr.pth
 
 In:  --data, a folder in one of the layouts of models/hggt.py (`python -m tools.check --data DIR`
      inspects it).
@@ -22,7 +23,6 @@ import argparse
 import copy
 import functools
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,10 +53,11 @@ from models.rrdb import RRDBNet
 from models.run import TrainingRun
 from models.samplers import SAMPLERS, choose_argmax, sampling_weights
 from models.scores import cache_stem
-from models.swinir import SwinIR
+from models.swinir import SwinIR, stochastic_depth
 from models.weights import load_discriminator, load_like, vgg19_state
 
 LOSSES = ("l_pix", "l_percep", "l_adv", "l_d", "l_iqa")  # of Eq. 1 and 5, columns of log.csv
+RECIPE = 2  # raised when the same settings train differently: older runs cannot resume
 SCORING = ("sma", "smp", "amo")  # samplers that need a quality model
 
 # PAPER: Sec. 5, 8.2 (HGGT's settings). The `_tiny` nets are the demo's: minutes on a CPU.
@@ -67,6 +68,7 @@ PRESETS = {
         "batch_size": 32,
         "milestones": [200_000, 250_000, 275_000, 287_500],
         "stage_one_milestones": [150_000, 240_000, 270_000, 285_000],
+        "drop_path": 0.1,  # stochastic depth; the default that HGGT's configs leave as it is
         "disc_feat": 64,
     },
     "rrdb": {
@@ -75,6 +77,7 @@ PRESETS = {
         "batch_size": 48,
         "milestones": [300_000],
         "stage_one_milestones": [300_000],
+        "drop_path": 0.0,
         "disc_feat": 64,
     },
 }
@@ -86,6 +89,7 @@ PRESETS["swinir_tiny"] = PRESETS["swinir"] | {
     ),
     "degradation": "light",
     "batch_size": 8,
+    "drop_path": 0.0,
     "disc_feat": 8,
 }
 PRESETS["rrdb_tiny"] = PRESETS["rrdb"] | {
@@ -120,10 +124,12 @@ def generator_losses(
 
 
 def discriminator_loss(net_d: nn.Module, sr: Tensor, gt: Tensor) -> Tensor:
-    """Loss of net_d: ground truth is real (1), the generator's output is fake (0)."""
-    # ASSUMED: one batch of both, so spectral norm iterates once; HGGT's code runs it twice.
-    real, fake = net_d.requires_grad_(True)(torch.cat([gt, sr.detach()])).float().chunk(2)
-    return gan_loss_d(real, fake)
+    """Loss of net_d: ground truth is real (1), the generator's output is fake (0).
+
+    Two forward passes, as HGGT's, in each of which spectral norm takes a step.
+    """
+    net_d.requires_grad_(True)
+    return gan_loss_d(net_d(gt).float(), net_d(sr.detach()).float())
 
 
 def optimise(optim: torch.optim.Optimizer, loss: Tensor, lr: float) -> None:
@@ -191,7 +197,7 @@ def fit(
         percep.to(device, memory_format=torch.channels_last)
     lambdas = {"l_pix": args.lambda_l1, "l_percep": args.lambda_p, "l_adv": args.lambda_a,
                "l_iqa": lambda_q}
-    # ASSUMED: bfloat16 in the networks and VGG19 where the GPU has it; HGGT trains in float32.
+    # PAPER: float32 as HGGT ran it, with PyTorch's defaults (on an A100 TF32 in convolutions).
     autocast = functools.partial(torch.autocast, device.type, torch.bfloat16, enabled=args.bf16)
 
     # Loop
@@ -215,8 +221,12 @@ def fit(
             gt = gts[:, 0]
 
         lr = lr_at(step, args.lr, args.milestones)
-        with autocast():  # float16 would overflow in SwinIR
-            sr = ddp_g(lq).float()  # (N, 3, H, W)
+        depth = ()  # what multiplies SwinIR's residual branches
+        if preset["drop_path"]:
+            depth = stochastic_depth(args.seed, batch["draw"].tolist(), net_g.depths,
+                                     preset["drop_path"]).to(device),
+        with autocast():  # with --bf16; float16 would overflow in SwinIR
+            sr = ddp_g(lq, *depth).float()  # (N, 3, H, W)
             losses = generator_losses(sr, gt, net_d, percep, reward)
         optimise(optim_g, sum(weight * losses[name] for name, weight in lambdas.items()), lr)
 
@@ -272,6 +282,12 @@ def iqa_suffix(args: argparse.Namespace) -> str:
     return "" if names == "musiq" else f"_{names}"
 
 
+def run_folder(args: argparse.Namespace, name: str) -> str:
+    """The default folder of a run of train_sr.py; name: its sampler, or stage1."""
+    suffix = iqa_suffix(args) if name in SCORING else ""
+    return f"runs/{args.net}-{name}{suffix}" + (f"-seed{args.seed}" if args.seed else "")
+
+
 def run_settings(args: argparse.Namespace, sets: MultiGT, rewarded: bool) -> dict:
     """What decides a run's result, for resuming: flags, with files by name and checksum."""
     ignored = ("device", "rank", "world", "out", "steps", "num_workers", "save_every",
@@ -282,7 +298,7 @@ def run_settings(args: argparse.Namespace, sets: MultiGT, rewarded: bool) -> dic
             settings[key] = f"{Path(settings[key]).name} (sha256 {file_digest(settings[key])})"
     scored = args.sampler in SCORING or rewarded
     settings["iqa"] = "+".join(map(cache_stem, args.iqa)) if scored else None
-    return settings | {"data": data_digest(sets)}
+    return settings | {"data": data_digest(sets), "recipe": RECIPE}
 
 
 def ema_checkpoint(net: nn.Module) -> dict:
@@ -299,13 +315,9 @@ def main(args: argparse.Namespace) -> None:
     resolve_args(args, stage_one)
     sets = load_data(args)
     torch.manual_seed(args.seed)
+    net_g = PRESETS[args.net]["build"]()
     if args.init:
-        net_g = load_like(PRESETS[args.net]["build"](), args.init)
-    else:
-        net_g = PRESETS[args.net]["build"]()
-        if args.rank == 0 and not stage_one:
-            print("no --init: from random weights. The paper starts from stage one "
-                  "(--lambda-p 0 --lambda-a 0) or public PSNR weights.", file=sys.stderr)
+        net_g = load_like(net_g, args.init)
     net_ema = fit(args, sets, net_g, stage_one)
     if args.rank == 0:
         save_atomic(ema_checkpoint(net_ema), Path(args.out) / "net_g_ema.pt")
@@ -317,11 +329,16 @@ def resolve_args(args: argparse.Namespace, stage_one: bool = False) -> None:
     """Fill in what depends on the net, the stage and the machine; refuse what cannot be."""
     preset = PRESETS[args.net]
     args.rank, args.world, args.device = init_distributed()
-    torch.backends.cudnn.allow_tf32 = False  # it moves scores of Q; the networks run in bf16
     if stage_one:
         args.sampler = args.sampler or "origs_only"
     if args.sampler is None:
         raise ValueError(f"--sampler is missing; choose one of {', '.join(SAMPLERS)}")
+    if args.init is None and not stage_one:
+        args.init = f"{run_folder(args, 'stage1')}/net_g_ema.pt"
+        if not Path(args.init).is_file():
+            raise FileNotFoundError(f"{args.init}: not there; make it by stage one (--lambda-p 0 "
+                                    "--lambda-a 0), or give --init FILE (none: random weights)")
+    args.init = None if args.init == "none" else args.init
     affinity = getattr(os, "sched_getaffinity", None)  # Linux alone has it
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     share = cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
@@ -330,10 +347,7 @@ def resolve_args(args: argparse.Namespace, stage_one: bool = False) -> None:
         "batch_size": preset["batch_size"],
         "lr": 2e-4 if stage_one else 1e-4,
         "milestones": preset["stage_one_milestones" if stage_one else "milestones"],
-        "out": f"runs/{args.net}-{'stage1' if stage_one else args.sampler}"
-        + iqa_suffix(args) * (args.sampler in SCORING)
-        + (f"-seed{args.seed}" if args.seed else ""),
-        "bf16": args.device.type == "cuda" and torch.cuda.get_device_capability() >= (8, 0),
+        "out": run_folder(args, "stage1" if stage_one else args.sampler),
     }
     for name, value in defaults.items():
         if getattr(args, name) is None:
@@ -359,7 +373,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--cache", metavar="DIR",
         help="decode the images once into a file in DIR and read crops from it (HGGT: 79 GB)")
     add("--sampler", choices=SAMPLERS, help="what chooses the ground truth (paper Sec. 4.2, 5)")
-    add("--init", help="weights to start from (params_ema, params or bare state dict)")
+    add("--init", help="weights to start from; none: random ones (default: what stage one wrote, "
+        "runs/<net>-stage1/net_g_ema.pt; stage one itself: random)")
     add("--init-d", help="discriminator to start from (a last.pt or a public net_d file)")
     add("--out", help="run folder (default: runs/<net>-<sampler>)")
     add("--iqa", nargs="+", default=["musiq"], metavar="NAME[@FILE]",
@@ -379,8 +394,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--milestones", type=int, nargs="*", help="steps after which the learning rate is halved")
     add("--ema-decay", type=float, default=0.999, help="decay of the averaged weights per step")
     add("--seed", type=int, default=0, help="seed of weights and draws")
-    add("--bf16", action=argparse.BooleanOptionalAction, default=None,
-        help="bfloat16 autocast (default: where the GPU has it)")
+    add("--bf16", action="store_true",
+        help="bfloat16 in the networks and VGG19, faster on GPUs that have it; never in --iqa")
     add("--num-workers", type=int,
         help="data worker processes per rank; 0: none (default: its share of the cores, up to 8)")
     add("--log-every", type=int, default=100, help="steps between rows of log.csv")

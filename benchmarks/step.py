@@ -52,8 +52,7 @@ class Step:
     def __init__(self, args: argparse.Namespace, net: str, batch: dict, changes: frozenset):
         device = args.device
         self.args = train_sr.parse_args(["--net", net])
-        # Default: bf16 on a GPU, fp32 on a CPU; the variant "bf16" is the other way round
-        self.args.bf16 = (device.type == "cuda") != ("bf16" in changes)
+        self.args.bf16 = "bf16" in changes
         self.amo = "upos" not in changes
         layout = torch.contiguous_format if "contiguous" in changes else torch.channels_last
         torch.manual_seed(0)
@@ -127,7 +126,7 @@ class Step:
 
 def set_flags(autotune: bool = False, tf32: bool = False) -> None:
     torch.backends.cudnn.benchmark = autotune
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
+    torch.backends.cuda.matmul.allow_tf32 = tf32  # convolutions have it by default, never in Q
 
 
 @contextlib.contextmanager
@@ -301,9 +300,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--net", nargs="+", choices=("swinir", "rrdb"), default=["swinir", "rrdb"], help="networks")
     add("--variants", nargs="+", choices=VARIANTS,
-        help="what to compare with the baseline; upos: no Q; bf16: bf16 where it is not the "
-        "default, else fp32; autotune: cudnn.benchmark; tf32: of Q, and of the networks where they "
-        f"are fp32 (default: all, on a CPU all but {', '.join(GPU_VARIANTS)})")
+        help="what to compare with the baseline; upos: no Q; bf16: autocast; autotune: "
+        "cudnn.benchmark; tf32: in matrix products, too "
+        f"(default: all, on a CPU all but {', '.join(GPU_VARIANTS)})")
     add("--batch-size", type=int, metavar="N",
         help="images per process (default: the paper's 8 and 12; 1 on a CPU)")
     add("--patch-size", type=int, default=256, help="GT pixels per side")

@@ -84,8 +84,8 @@ class FrozenMetric(nn.Module):
     """A frozen metric: (N, 3, H, W) float in [0, 1] (and references of that shape) -> (N,) float32.
 
     Always in eval mode, even inside a parent that trains (in training mode MUSIQ skips its
-    normalisation and its patches), and in float32, even under autocast (bf16 moves MUSIQ by up to
-    0.55). Deterministic: in eval mode pyiqa's multi-crop metrics use a fixed grid of crops.
+    normalisation and its patches), and in float32: without autocast (bf16 moves MUSIQ by up to
+    0.55), without TF32. Deterministic: in eval mode pyiqa's multi-crop metrics use a fixed grid.
     files: the weight files, {path: SHA-256}; `weights` lists them for the heads of tables.
     """
 
@@ -111,6 +111,7 @@ class FrozenMetric(nn.Module):
         grad = self.differentiable and torch.is_grad_enabled()
         device = images[0].device
         with torch.set_grad_enabled(grad), torch.autocast(device.type, enabled=False), \
+                _float32_convolutions(), \
                 device if self.sets_default_device else contextlib.nullcontext():
             images = tuple(x.float() for x in images)
             if self.one_by_one:
@@ -138,6 +139,17 @@ class FrozenMetric(nn.Module):
                     problem = f"needs images in [0, 1], these span {low:.3g} to {high:.3g}"
         if problem:
             raise ValueError(f"metric {self.name}: {problem}")
+
+
+@contextlib.contextmanager
+def _float32_convolutions() -> Iterator[None]:
+    """Without TF32, cuDNN's default on GPUs that have it: it moves scores in the third digit."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def load_iqa(name: str, device: str | torch.device, differentiable: bool = False) -> FrozenMetric:

@@ -195,6 +195,9 @@ def load_last(out: Path, settings: dict) -> dict | None:
             raise ValueError(f"{error}; for the one before: mv {previous} {last}") from error
         raise
     before = state["settings"]
+    if before.get("recipe") != settings.get("recipe"):
+        raise ValueError(f"{last}: was trained by another version, whose recipe differs (see "
+                         "docs/differences.md); give another --out")
     if other := [f"--{key.replace('_', '-')} {before.get(key)}, not {value}"
                  for key, value in settings.items() if before.get(key) != value]:
         raise ValueError(f"{last}: was trained with {'; '.join(other)}; give another --out")

@@ -8,6 +8,7 @@ are (B, H, W, C).
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -60,6 +61,22 @@ def shifted_window_mask(
     region = 2 * wrapped_row[:, None] + wrapped_col[None, :]  # (h, w), values 0..3
     region = window_partition(region[None, :, :, None], window)[0, :, :, 0]  # (windows, window^2)
     return (region[:, :, None] != region[:, None, :]).float() * masked
+
+
+def stochastic_depth(
+    seed: int, draws: Sequence[int], depths: Sequence[int], rate: float = 0.1
+) -> Tensor:
+    """Multipliers of the two residual branches of each block: (draws, blocks, 2) float32.
+
+    A branch is dropped (0) with a probability that rises linearly from 0 in the first block to
+    `rate` in the last, and else scaled by 1 / (1 - probability), as timm's DropPath in the public
+    code. Each multiplier is a function of (seed, draw), so a resume or another number of processes
+    changes nothing.
+    """
+    blocks = sum(depths)
+    dropped = np.linspace(0, rate, blocks)[:, None]
+    kept = [np.random.default_rng((seed, draw, 2)).random((blocks, 2)) >= dropped for draw in draws]
+    return torch.from_numpy(np.stack(kept) / (1 - dropped)).float()
 
 
 def reflect_pad(x: Tensor, multiple: int) -> Tensor:
@@ -137,8 +154,9 @@ class SwinBlock(nn.Module):
             mask = shifted_window_mask(img_size, img_size, window, masked=PUBLIC_MASKED)
             self.register_buffer("attn_mask", mask)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """x: (B, H, W, C), sides multiples of the window; mask: shifted_window_mask(H, W)."""
+    def forward(self, x: Tensor, mask: Tensor, branches: Tensor | None) -> Tensor:
+        """x: (B, H, W, C), sides multiples of the window; mask: shifted_window_mask(H, W);
+        branches: (B, 2), what multiplies attention and MLP, see `stochastic_depth`."""
         h, w = x.shape[1:3]
         y = self.norm1(x)
         if self.shift:
@@ -148,10 +166,12 @@ class SwinBlock(nn.Module):
         y = window_reverse(y, self.window, h, w)  # (B, H, W, C)
         if self.shift:
             y = y.roll((self.shift, self.shift), dims=(1, 2))
-        # ASSUMED: no stochastic depth (the paper is silent, the public code's default is
-        # drop_path_rate 0.1), so that a training step depends on its draws alone.
-        x = x + y
-        return x + self.mlp(self.norm2(x))
+        if branches is None:
+            x = x + y
+            return x + self.mlp(self.norm2(x))
+        attention, mlp = branches.to(y.dtype).view(-1, 2, 1, 1, 1).unbind(1)  # (B, 1, 1, 1)
+        x = x + attention * y
+        return x + mlp * self.mlp(self.norm2(x))
 
 
 class ResidualSwinGroup(nn.Module):
@@ -167,11 +187,11 @@ class ResidualSwinGroup(nn.Module):
         self.residual_group = nn.ModuleDict({"blocks": nn.ModuleList(blocks)})
         self.conv = nn.Conv2d(dim, dim, 3, 1, 1)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """x: (B, H, W, C); mask: as in SwinBlock."""
+    def forward(self, x: Tensor, mask: Tensor, branches: Tensor | None) -> Tensor:
+        """x: (B, H, W, C); mask: as in SwinBlock; branches: (B, depth, 2), as in SwinBlock."""
         y = x
-        for block in self.residual_group["blocks"]:
-            y = block(y, mask)
+        for i, block in enumerate(self.residual_group["blocks"]):
+            y = block(y, mask, None if branches is None else branches[:, i])
         y = self.conv(y.permute(0, 3, 1, 2))  # (B, C, H, W)
         return y.permute(0, 2, 3, 1) + x  # (B, H, W, C)
 
@@ -215,6 +235,7 @@ class SwinIR(nn.Module):
             )
         self.window_size = window_size
         self.upsampler = upsampler
+        self.depths = list(depths)
         self.register_buffer("mean", torch.tensor(RGB_MEAN).view(1, 3, 1, 1), persistent=False)
         self._masks: dict[tuple, Tensor] = {}
 
@@ -263,8 +284,11 @@ class SwinIR(nn.Module):
             self._masks[key] = mask
         return mask
 
-    def forward(self, lq: Tensor) -> Tensor:
-        """(B, 3, H, W) float in [0, 1], any H and W >= 1 -> (B, 3, 4H, 4W), not clamped."""
+    def forward(self, lq: Tensor, branches: Tensor | None = None) -> Tensor:
+        """(B, 3, H, W) float in [0, 1], any H and W >= 1 -> (B, 3, 4H, 4W), not clamped.
+
+        branches: (B, blocks, 2) of `stochastic_depth`, in training; None: all of every block
+        """
         h, w = lq.shape[2:]
         # ASSUMED: pad only up to whole windows, as the official SwinIR does. HGGT's copy adds a
         # whole window to a size that is a multiple already; the weights are interchangeable.
@@ -273,8 +297,11 @@ class SwinIR(nn.Module):
 
         shallow = self.conv_first(x - self.mean)
         x = self.patch_embed["norm"](shallow.permute(0, 2, 3, 1))  # (B, H, W, C)
-        for layer in self.layers:
-            x = layer(x, mask)
+        of_layers = [None] * len(self.layers)
+        if branches is not None:
+            of_layers = branches.split(self.depths, 1)
+        for layer, of_layer in zip(self.layers, of_layers, strict=True):
+            x = layer(x, mask, of_layer)
         x = self.norm(x).permute(0, 3, 1, 2)  # (B, C, H, W)
         x = self.conv_before_upsample(self.conv_after_body(x) + shallow)
 
