@@ -440,3 +440,56 @@ def test_from_state_refuses_what_does_not_fit():
 def test_rrdb_refuses_other_scales():
     with pytest.raises(ValueError, match="scale 2; only 4"):
         RRDBNet(scale=2)
+
+
+def test_spectral_norm_is_torchs_and_its_sigma_is_float32_under_autocast(monkeypatch):
+    torch.manual_seed(0)
+    conv = discriminator.SpectralConv2d(6, 8, kernel=4, stride=2)
+    torch.manual_seed(0)
+    theirs = torch.nn.utils.spectral_norm(torch.nn.Conv2d(6, 8, 4, 2, 1, bias=False))
+    for _ in range(3):  # each training pass takes a step of power iteration
+        x = torch.rand(2, 6, 16, 16)
+        assert torch.equal(conv(x), theirs(x))
+    assert list(conv.state_dict()) == list(theirs.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(conv.state_dict().values(),
+                                                 theirs.state_dict().values(), strict=True))
+    assert torch.equal(conv.eval()(x), theirs.eval()(x))
+    # Under autocast on a GPU torch.mv would be bfloat16
+    seen, mv = [], torch.mv
+    monkeypatch.setattr(torch, "mv", lambda *args: (
+        seen.append((args[0].dtype, torch.is_autocast_enabled("cpu"))), mv(*args))[1])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert conv.train()(x).dtype == torch.bfloat16
+    assert seen == [(torch.float32, False)] * 3
+
+
+def test_stochastic_depth_drops_whole_branches_as_often_as_it_should():
+    branches = swinir.stochastic_depth(0, range(4000), (6,) * 6)
+    assert branches.shape == (4000, 36, 2) and branches.dtype == torch.float32
+    rate = torch.linspace(0, 0.1, 36, dtype=torch.float64)[:, None]
+    dropped = (branches == 0).double().mean(0)
+    assert ((dropped - rate).abs() <= 4 * (rate * (1 - rate) / 4000).sqrt()).all()
+    assert (dropped[0] == 0).all()
+    kept = branches.double().where(branches > 0, torch.nan)
+    assert torch.allclose(kept.nanmean(0), (1 / (1 - rate)).expand(36, 2))
+    again = swinir.stochastic_depth(0, [7, 3], (6,) * 6)
+    assert torch.equal(again, branches[[7, 3]])  # a function of the draw alone
+    assert not torch.equal(swinir.stochastic_depth(1, [7, 3], (6,) * 6), again)
+
+
+def test_a_dropped_branch_adds_nothing_and_a_kept_one_is_scaled():
+    torch.manual_seed(0)
+    net = SwinIR(embed_dim=12, depths=(2, 2), num_heads=(2, 2), num_feat=8)
+    x, ones = torch.rand(3, 3, 16, 16), torch.ones(3, 4, 2)
+    assert torch.equal(net(x, ones), net(x))
+    block = net.layers[1].residual_group["blocks"][0]
+    branches = ones.clone()
+    branches[1, 2] = torch.tensor([0.0, 1.25])  # second sample, third block
+    mixed = net(x, branches)
+    assert torch.equal(mixed[[0, 2]], net(x)[[0, 2]]) and not torch.equal(mixed[1], net(x)[1])
+    with torch.no_grad():  # the same by hand: no attention, 1.25 times the MLP
+        block.attn.proj.weight.zero_()
+        block.attn.proj.bias.zero_()
+        block.mlp.fc2.weight.mul_(1.25)
+        block.mlp.fc2.bias.mul_(1.25)
+        torch.testing.assert_close(net(x)[1], mixed[1], rtol=1e-5, atol=1e-6)

@@ -1,5 +1,6 @@
 """train_sr.py and finetune_lora.py: the samplers as functions, and real runs as subprocesses."""
 
+import copy
 import csv
 import os
 import re
@@ -21,6 +22,7 @@ from models import quality
 from models.checkpoint import load_file, read_csv, read_state
 from models.distributed import dead_worker_named
 from models.hggt import load_sets
+from models.iqa import FrozenMetric
 from models.quality import (
     MeanOfMetrics,
     image_quality,
@@ -457,6 +459,84 @@ def test_full_fine_tuning_moves_everything(base):
     floats = [k for k in before if before[k].is_floating_point() and "attn_mask" not in k]
     moved = [k for k in floats if not torch.equal(before[k], after[k])]
     assert len(moved) > 0.9 * len(floats) and not (base / "full/lora.pt").exists()
+
+
+DEPTH = """if True:
+    import sys
+    import train_sr
+    train_sr.PRESETS["swinir_tiny"]["drop_path"] = 0.5
+    train_sr.main(train_sr.parse_args(sys.argv[1:]))
+"""
+
+
+def test_stochastic_depth_is_the_same_on_1_2_and_4_processes_and_after_a_resume(base, tmp_path):
+    (tmp_path / "deep.py").write_text(DEPTH)
+    flags = (*TINY, "--batch-size", 4, "--lr-d", 1e-4, "--sampler", "rand", "--init",
+             "stage1/net_g_ema.pt", "--log-every", 1, "--save-every", 1)
+
+    def deep(out, steps, processes=0):
+        run(tmp_path / "deep.py", *flags, "--steps", steps, "--out", out, cwd=base,
+            processes=processes)
+
+    deep("deep1", 3)
+    run("train_sr.py", *flags, "--steps", 3, "--out", "shallow", cwd=base)
+    assert (base / "deep1/log.csv").read_bytes() != (base / "shallow/log.csv").read_bytes()
+    deep("deep-resumed", 2)
+    deep("deep-resumed", 3)
+    same_weights(base / "deep1/last.pt", base / "deep-resumed/last.pt")
+    for processes in (2, 4):
+        deep(f"deep{processes}", 3, processes)
+        same_weights(base / "deep1/last.pt", base / f"deep{processes}/last.pt", tolerance=1e-5)
+
+
+def test_the_discriminator_sees_real_and_fake_in_two_passes():
+    torch.manual_seed(0)
+    net = train_sr.UNetDiscriminatorSN(num_feat=4)
+    twice = copy.deepcopy(net)
+    sr, gt = torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16)
+    loss = train_sr.discriminator_loss(net, sr.requires_grad_(), gt)
+    real, fake = twice(gt), twice(sr.detach())  # spectral norm takes a step in each
+    assert torch.equal(loss, train_sr.gan_loss_d(real, fake))
+    assert all(torch.equal(a, b) for a, b in zip(net.buffers(), twice.buffers(), strict=True))
+    loss.backward()
+    assert sr.grad is None and net.conv1.weight_orig.grad.abs().sum() > 0
+
+
+def test_the_quality_model_never_uses_tf32():
+    class Flag(nn.Module):
+        def forward(self, x):
+            seen.append(torch.backends.cudnn.allow_tf32)
+            return x.mean((1, 2, 3))
+
+    seen = []
+    assert torch.backends.cudnn.allow_tf32  # PyTorch's default, which HGGT ran with
+    FrozenMetric(Flag(), "flag:flag")(torch.rand(1, 3, 8, 8))
+    args = train_sr.parse_args(["--sampler", "amo", "--init", "none"])
+    train_sr.resolve_args(args)
+    assert seen == [False] and torch.backends.cudnn.allow_tf32
+
+
+def test_the_default_start_is_what_the_stage_before_wrote(base, tmp_path):
+    tiny = (*TINY, "--data", base / "HGGT", "--steps", 1)
+    result = run("train_sr.py", *tiny, "--sampler", "rand", cwd=tmp_path, ok=False)
+    assert result.returncode == 2 and "runs/swinir_tiny-stage1/net_g_ema.pt: not there" in (
+        result.stderr)
+    (tmp_path / "runs/swinir_tiny-stage1").mkdir(parents=True)
+    shutil.copy(base / "stage1/net_g_ema.pt", tmp_path / "runs/swinir_tiny-stage1")
+    run("train_sr.py", *tiny, "--sampler", "rand", cwd=tmp_path)
+    run("finetune_lora.py", *tiny, "--sampler", "rand", "--lora-rank", 2, cwd=tmp_path)
+    assert (tmp_path / "runs/swinir_tiny-rand+FT_test_train.sharpness/lora.pt").is_file()
+
+
+def test_a_run_of_another_recipe_is_refused_in_one_line(base):
+    flags = (*TINY, "--sampler", "rand", "--init", "stage1/net_g_ema.pt", "--out", "recipe")
+    run("train_sr.py", *flags, "--steps", 1, cwd=base)
+    state = load_file(base / "recipe/last.pt")
+    del state["settings"]["recipe"]  # as before there was one
+    state["settings"]["lambda_q"] = 0.0
+    torch.save(state, base / "recipe/last.pt")
+    bad(base, "train_sr.py", "recipe/last.pt: was trained by another version, whose recipe differs",
+        *flags, "--steps", 2)
 
 
 # ------------------------------------------------------------------------ bad input
