@@ -80,7 +80,7 @@ def main(args: argparse.Namespace) -> None:
                 out / "lora.pt",
             )
             merge_lora(net_ema)
-        save_atomic(train_sr.ema_checkpoint(net_ema), out / "net_g_ema.pt")
+        save_atomic(train_sr.ema_checkpoint(net_ema, args), out / "net_g_ema.pt")
         print(f"wrote {out / 'net_g_ema.pt'}")
     cleanup()
 
