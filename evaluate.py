@@ -12,6 +12,9 @@ In:  checkpoints of SwinIR or RRDBNet (x4; of train_sr.py or public); GT as mode
      LQ as NAME.png; or RealSR v3 with its *_HR.png and *_LR4.png.
 Out: --out, one row per model below comment lines that state the protocol; beside it
      <out>_per_image.csv, one row per model and image, with the PSNR against the original as well.
+     Rows of the paper's table (paper/) have its order and its names, in column label; others follow
+     below. no_human_labels and, of fine-tuning, nr_metric (Q) and lambda_a are what the checkpoint
+     records ("-": none), and empty where it records nothing, as public files do.
      Both are rewritten after every model. scores/ beside them keeps every score (models/scores.py),
      so that a rerun computes only what is missing: new rows, new columns, and what depends on a
      changed file. A stopped run (SIGTERM, Ctrl-C: exit code 0; or kill -9) loses at most one image:
@@ -44,7 +47,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from models.checkpoint import file_digest, replacing, write_csv
+from models.checkpoint import file_digest, read_csv, read_settings, replacing, write_csv
 from models.distributed import (
     clean_exit,
     cleanup,
@@ -63,11 +66,13 @@ from models.metrics import (
     split_pairs,
     to_8bit,
 )
+from models.samplers import SAMPLERS
 from models.scores import ScoreCache, compared_key, file_hashes, file_key, output_key
 from models.weights import load_net
 
 SCALE = 4
 GOLD = "Gold Standard"
+HEAD = ["model", "label", "nr_metric", "lambda_a", "no_human_labels"]  # the table's first columns
 DECIMALS = {"ssim": 3, "lpips": 3, "lpips_st": 3, "dists": 3}  # of the printed table; else 2
 
 
@@ -93,9 +98,22 @@ def references(gts: list[str], labels: np.ndarray | None) -> dict[str, list[str]
     return {"nr": [], "fr": positives or gts[:1], "original": gts[:1]}
 
 
-def needs_human_labels(model: str) -> bool:
-    """Whether a row of Table 5 rests on human labels, told by its name."""
-    return model == GOLD or "UPos" in model or "SMP" in model
+def setting_cells(settings: dict) -> list[str]:
+    """nr_metric, lambda_a and no_human_labels of a row, from what its checkpoint records.
+
+    The first two are of fine-tuning, "-" where there was none (paper Table 7); all are empty where
+    nothing is recorded.
+    """
+    sampler = settings.get("sampler")
+    if sampler not in SAMPLERS:
+        return ["", "", ""]
+    no_human_labels = "no" if sampler in ("upos", "smp") else "yes"
+    if "lambda_q" not in settings:
+        return ["-", "-", no_human_labels]
+    iqa = settings["iqa"] if settings["lambda_q"] else ["-"]
+    iqa = [iqa] if isinstance(iqa, str) else iqa  # in a last.pt
+    names = [name.partition("@")[0].rpartition(":")[2] for name in iqa]  # module:q@FILE -> q
+    return ["+".join(names), f"{settings['lambda_a']:g}", no_human_labels]
 
 
 @torch.no_grad()
@@ -231,7 +249,7 @@ def read_columns(args: argparse.Namespace, sets: MultiGT) -> tuple[dict[str, str
     """--metrics and --extra as {column: NAME or NAME@FILE}, and a line for all that is wrong."""
     specs = {metric.partition("@")[0]: metric for metric in args.metrics}
     extra = split_pairs(args.extra, "--extra")
-    taken = {*specs, "model", "image", "no_human_labels", "psnr_original"}
+    taken = {*specs, *HEAD, "image", "psnr_original"}
     problems = [f"--extra {name}: is a column already" for name in extra if name in taken]
     specs, smallest = specs | extra, int(sets.sizes.min()) if len(sets.sizes) else 0
     return specs, problems + [
@@ -248,6 +266,12 @@ def open_columns(
     caches = {name: ScoreCache(name, folder) for name in dict.fromkeys(specs.values())}
     metrics = metrics | {"psnr_original": ("original", load_metric("psnr", device)[1])}
     return {c: Column(*metrics[c], caches[name]) for c, name in specs.items()}
+
+
+def read_labels(table: int) -> dict[str, str]:
+    """{row: the name that the paper prints} of the paper's Table 5 or 8, in its order."""
+    path = Path(__file__).resolve().parent / "paper" / f"table{table}.csv"
+    return {row["model"]: row["label"] for row in read_csv(path, ["model", "label"])[0]}
 
 
 def check_models(paths: list[str]) -> list[str]:
@@ -321,35 +345,35 @@ def pyiqa_version() -> str:
 
 def write_tables(
     out: Path, columns: list[str], names: list[str], rows: dict[str, list[dict[str, float]]],
-    comments: list[str],
-) -> list[list[str]]:
+    heads: dict[str, list[str]], comments: list[str],
+) -> list[dict[str, str]]:
     """Write --out, whose rows are returned, and <out>_per_image.csv.
 
-    rows: {row: {column: score} of each image}
+    rows: {row: {column: score} of each image}; heads: {row: cells of HEAD}
     """
     table, per_image, every = [], [], [*columns, "psnr_original"]
     for row, scores in rows.items():
         scores = [{c: round(s, 6) for c, s in of_image.items()} for of_image in scores]
         means = {c: float(np.mean([s[c] for s in scores])) for c in scores[0]}
-        human = "no" if needs_human_labels(row) else "yes"
-        table.append([row, human, *(f"{means[c]:.4f}" if c in means else "" for c in columns)])
+        table.append([*heads[row], *(f"{means[c]:.4f}" if c in means else "" for c in columns)])
         for name, s in zip(names, scores, strict=True):
             per_image.append([row, name, *(f"{s[c]:.6f}" if c in s else "" for c in every)])
-    write_csv(out, ["model", "no_human_labels", *columns], table, comments)
+    write_csv(out, [*HEAD, *columns], table, comments)
     write_csv(out.with_name(f"{out.stem}_per_image.csv"), ["model", "image", *every], per_image,
               comments)
-    return table
+    return [dict(zip([*HEAD, *columns], row, strict=True)) for row in table]
 
 
-def print_table(columns: list[str], table: list[list[str]], filled: list[str]) -> None:
-    """The filled columns, aligned, with the paper's decimals."""
+def print_table(table: list[dict[str, str]], filled: list[str], further: list[str]) -> None:
+    """The filled columns, aligned, with the paper's decimals; an empty line above `further`."""
     shown = [["model", "no_human_labels", *filled]]
     for row in table:
-        values = dict(zip(columns, row[2:], strict=True))
-        shown.append([*row[:2], *(f"{float(values[c]):.{DECIMALS.get(c, 2)}f}" if values[c] else "-"
-                                  for c in filled)])
+        shown.append([row["label"], row["no_human_labels"] or "-", *(
+            f"{float(row[c]):.{DECIMALS.get(c, 2)}f}" if row[c] else "-" for c in filled)])
     widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
     for row in shown:
+        if row[0] in further[:1]:
+            print()
         print("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]))
 
 
@@ -381,6 +405,15 @@ def main(args: argparse.Namespace) -> None:
     specs, wrong = read_columns(args, sets)
     refuse([*problems, *wrong, *check_models(list(models.values()))])
 
+    # Rows: the paper's in its order and with its names, then others
+    paper_table = 8 if args.realsr else 5
+    labels = read_labels(paper_table)
+    listed = [row for row in labels if row in models]
+    further = [row for row in models if row not in labels]
+    heads = {GOLD: [GOLD, GOLD, "-", "-", "no"]}
+    for row in (*listed, *further):
+        heads[row] = [row, labels.get(row, row), *setting_cells(read_settings(models[row]))]
+
     # Metrics: the column of an unavailable one stays empty
     metrics, unavailable, problems = load_metrics(specs, device)
     refuse([*problems, *(unavailable.values() if args.require_all else ())])
@@ -402,18 +435,21 @@ def main(args: argparse.Namespace) -> None:
     # Row by row, one network in memory at a time
     notes = protocol(args, sets, specs, {c: f for c, (_, f) in metrics.items()}, device)
     names, rows = list(dict.fromkeys([*METRICS, *specs])), {}  # Table 5's columns, then others
+    if listed and further:
+        notes.append(f"rows that the paper's Table {paper_table} does not have: "
+                     + ", ".join(further))
     with_gold = len(images[0].gts) > 1 and any(kind == "nr" for kind, _ in metrics.values())
-    for row in [GOLD] * with_gold + list(models):
+    for row in [*[GOLD] * with_gold, *listed, *further]:
         if row == GOLD:
             rows[row] = gold_standard(images, columns, sha256, device)
         else:
             rows[row] = score_model(row, models[row], images, columns, sha256, args.save_sr, device)
             notes.append(f"row {row}: weights sha256 {sha256[models[row]][:12]}")
         if rank == 0:
-            table = write_tables(out, names, sets.names, rows, notes)
+            table = write_tables(out, names, sets.names, rows, heads, notes)
     cleanup()
     if rank == 0:
-        print_table(names, table, [c for c in names if c in metrics])
+        print_table(table, [c for c in names if c in metrics], further if listed else [])
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -81,7 +81,7 @@ def main(args: argparse.Namespace) -> None:
                 out / "lora.pt",
             )
             merge_lora(net_ema)
-        save_atomic(train_sr.ema_checkpoint(net_ema), out / "net_g_ema.pt")
+        save_atomic(train_sr.ema_checkpoint(net_ema, args), out / "net_g_ema.pt")
         print(f"wrote {out / 'net_g_ema.pt'}")
     cleanup()
 
@@ -120,6 +120,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="score images one by one and again in the backward pass: less memory, more time")
     add("--lora-rank", type=int, help="rank of the adapters (48 SwinIR, 24 RealESRGAN)")
     add("--full", action="store_true", help="naive fine-tuning of all weights, without adapters")
+    # ASSUMED: FT_IG and FT_NNR start from the discriminator that --init was trained against
+    # (--init-d) and go on training it, at the adapters' learning rate. The paper names neither.
     # ASSUMED: FT_HP is --lambda-p 2; the paper says only that lambda_P is higher.
     # PAPER: Sec. 4.3, 8.3. The critic's place is taken by Q: no GAN loss; 20,000 steps.
     parser.set_defaults(lambda_a=0.0, steps=20_000)

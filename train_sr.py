@@ -301,9 +301,19 @@ def run_settings(args: argparse.Namespace, sets: MultiGT, rewarded: bool) -> dic
     return settings | {"data": data_digest(sets), "recipe": RECIPE}
 
 
-def ema_checkpoint(net: nn.Module) -> dict:
-    """What net_g_ema.pt holds: plain tensors that load on any machine."""
-    return {"params_ema": {k: v.cpu().contiguous() for k, v in net.state_dict().items()}}
+def ema_checkpoint(net: nn.Module, args: argparse.Namespace) -> dict:
+    """What net_g_ema.pt holds: plain tensors that load on any machine, and what made them.
+
+    evaluate.py reads the settings. They name no folder: equal runs write equal files.
+    """
+    names = ("net", "sampler", "tau", "lambda_l1", "lambda_p", "lambda_a", "lambda_q", "perceptual",
+             "steps", "seed", "lora_rank", "full")
+    settings = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    scored = args.sampler in SCORING or settings.get("lambda_q")
+    iqa = [name.partition("@") for name in args.iqa if scored]
+    settings["iqa"] = [name + at + Path(file).name for name, at, file in iqa]
+    state = {k: v.cpu().contiguous() for k, v in net.state_dict().items()}
+    return {"params_ema": state, "settings": settings}
 
 
 # ------------------------------------------------------------------------- main
@@ -320,7 +330,7 @@ def main(args: argparse.Namespace) -> None:
         net_g = load_like(net_g, args.init)
     net_ema = fit(args, sets, net_g, stage_one)
     if args.rank == 0:
-        save_atomic(ema_checkpoint(net_ema), Path(args.out) / "net_g_ema.pt")
+        save_atomic(ema_checkpoint(net_ema, args), Path(args.out) / "net_g_ema.pt")
         print(f"wrote {Path(args.out) / 'net_g_ema.pt'}")
     cleanup()
 

@@ -62,6 +62,12 @@ def read_state(path: str | Path) -> "dict[str, torch.Tensor]":
     return {key.removeprefix("module."): value for key, value in data.items()}
 
 
+def read_settings(path: str | Path) -> dict:
+    """The settings that a training run recorded beside its weights; {} for a public file."""
+    settings = load_file(path).get("settings")
+    return settings if isinstance(settings, dict) else {}
+
+
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Context manager: write the temporary file that it yields; it then replaces `path`.

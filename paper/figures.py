@@ -45,7 +45,8 @@ DISPLAY = {
     "qalign": "Q-Align", "topiq": "TOPIQ",
 }  # fmt: skip
 KEY = {n: "model" if n in (5, 7, 8) else "pyiqa_name" for n in range(1, 9)}  # names a table's rows
-SETTINGS = ("metric", "pyiqa_name", "model", "image", "nr_metric", "lambda_a", "no_human_labels")
+TABLE7 = ("model", "label", "nr_metric", "lambda_a", "no_human_labels")  # its first columns
+SETTINGS = ("metric", "pyiqa_name", "image", *TABLE7)
 COLOURS = {  # of rows; all others are gray
     "OrigsOnly": "tab:blue", "Rand": "tab:orange", "UPos": "tab:green", "SMA": "tab:red",
     "SMP": "tab:purple", "AMO": "tab:brown", "UPos+FT": "lime", "AMO+FT": "black",
@@ -89,11 +90,16 @@ def compare(ours: list[dict], paper: list[dict], key: str) -> list[tuple[str, st
 
 
 def table7(ours: list[dict], paper: list[dict]) -> list[dict[str, str]]:
-    """Table 7: its rows and settings from the paper, all other columns from our table 5."""
+    """Rows of our table 5: the paper's Table 7 in its order, then our further fine-tunings.
+
+    Only their labels come from the paper. Further rows are those whose run recorded a lambda_a.
+    """
     by_name = {row["model"]: row for row in ours}
-    return [{c: text for c, text in row.items() if c in SETTINGS}
-            | {c: text for c, text in by_name[row["model"]].items() if c not in SETTINGS}
-            for row in paper if row["model"] in by_name]
+    labels = {row["model"]: row["label"] for row in paper}
+    further = [model for model, row in by_name.items()
+               if model not in labels and number(row.get("lambda_a")) is not None]
+    return [dict.fromkeys(TABLE7, "") | by_name[model] | {"label": labels.get(model, model)}
+            for model in (*labels, *further) if model in by_name]
 
 
 def gain(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
@@ -199,7 +205,8 @@ def load_tables(results: Path, paper: Path) -> tuple[dict[int, tuple], dict[int,
     """Our tables {n: (rows, comments)}, as far as they exist, and all of the paper's {n: rows}."""
     if not results.is_dir():
         raise FileNotFoundError(f"--results {results}: no such folder")
-    printed = {n: read_csv(paper / f"table{n}.csv", [KEY[n]])[0] for n in KEY}
+    printed = {n: read_csv(paper / f"table{n}.csv",
+                           [KEY[n], *["label"] * (KEY[n] == "model")])[0] for n in KEY}
     tables = {n: read_csv(results / f"table{n}.csv", [KEY[n]]) for n in KEY
               if n != 7 and (results / f"table{n}.csv").is_file()}  # 7 is made of 5
     if not tables:
@@ -297,17 +304,18 @@ def write_table(path: Path, rows: list[dict], comments: list[str]) -> None:
     print(f"{path.name}: written")
 
 
-def write_table7(path: Path, ours: tuple[list[dict], list[str]], paper: list[dict],
-                 quality: str) -> tuple[list[dict], list[str]]:
+def write_table7(path: Path, ours: tuple[list[dict], list[str]], paper: list[dict]
+                 ) -> tuple[list[dict], list[str]]:
     """Write table7.csv from our table 5, and return it with that table's comments."""
     rows, comments = ours
-    names = {row["model"] for row in rows}
-    absent = [row["model"] for row in paper if row["model"] not in names]
+    made, printed = table7(rows, paper), [row["model"] for row in paper]
+    names = [row["model"] for row in made]
+    absent = [model for model in printed if model not in names]
+    further = [model for model in names if model not in printed]
     print(f"table7.csv: without {', '.join(absent)}" if absent else "table7.csv: all rows")
-    made = table7(rows, paper)
     write_table(path, made, [
         "Table 7, rows of table5.csv", *comments,
-        f"nr_metric, lambda_a: the paper's settings of these rows; our Q is {quality}"])
+        *[f"rows that the paper's Table 7 does not have: {', '.join(further)}"] * bool(further)])
     return made, comments
 
 
@@ -693,7 +701,7 @@ def main(args: argparse.Namespace) -> None:
 
     # Table 7, and all tables beside the paper's
     if 5 in tables:
-        tables[7] = write_table7(results / "table7.csv", tables[5], paper[7], quality)
+        tables[7] = write_table7(results / "table7.csv", tables[5], paper[7])
     write_comparison(results / "comparison.csv", tables, paper)
 
     # Plots of the tables

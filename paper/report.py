@@ -63,11 +63,15 @@ def scroll_html(title: str, content: str) -> str:
     return f"{region}{content}</div>"
 
 
-def cell_html(column: str, ours: str, paper: str, tag: str) -> str:
-    """Our number and, small, the paper's; a setting is shown once."""
+def cell_html(column: str, ours: str | None, paper: str, tag: str) -> str:
+    """Our number and, small, the paper's; a setting once, the paper's where ours (None) is absent.
+
+    An empty setting of ours is unknown, and stays empty.
+    """
     is_number = bool(re.fullmatch(r"[-+]?[\d.]+%?", ours or paper))
     if not is_number or column == "lambda_a":  # a setting
-        ours, paper = ours or paper, ""
+        ours, paper = paper if ours is None else ours, ""
+    ours = ours or ""
     kind = "" if is_number else " class=text" if len(ours) < 40 else ' class="text long"'
     small = f" <small>{escape(paper)}</small>" if paper else ""
     return f"<{tag}{kind if tag == 'td' else ''}>{escape(ours)}{small}</{tag}>"
@@ -77,21 +81,27 @@ def table_html(path: Path, paper: Path) -> str:
     """A CSV as HTML, with the paper's numbers beside ours, then the rows that only the paper has.
 
     paper: the paper's CSV; it may be absent. Columns without any value are left out. Comment lines
-    of the CSV become notes.
+    of the CSV become notes. If ours begins with rows of the paper, its further rows come last,
+    below a line.
     """
     ours, notes = read_csv(path)
     theirs = read_csv(paper)[0] if paper.is_file() else []
     key = next((k for k in ("model", "pyiqa_name") if theirs and k in theirs[0]), "")
     by_name = {row[key]: row for row in theirs}
     names = {row.get(key) for row in ours}
-    pairs = [(row, by_name.get(row.get(key), {}), "<tr>") for row in ours]
-    pairs += [({}, by_name[name], '<tr class="soft">') for name in by_name if name not in names]
+    listed = [row.get(key) in by_name for row in ours]
+    line = sum(listed) if listed == sorted(listed, reverse=True) else 0
+    line = line or len(ours)  # above this row of ours
+    pairs = [(row, by_name.get(row.get(key), {}), '<tr class="further">' if i == line else "<tr>")
+             for i, row in enumerate(ours)]
+    pairs[line:line] = [({}, by_name[name], '<tr class="soft">')
+                        for name in by_name if name not in names]
     columns = dict.fromkeys(c for row in (*ours, *theirs) for c in row)
     columns = [c for c in columns if any(row.get(c) for row in (*ours, *theirs))]
     lines = ["<tr>" + "".join(f"<th>{escape(c.replace('_', ' '))}</th>" for c in columns)]
     for row, printed, tr in pairs:
         lines.append(tr + "".join(
-            cell_html(c, row.get(c, ""), printed.get(c, ""), "td" if i else "th")
+            cell_html(c, row.get(c), printed.get(c, ""), "td" if i else "th")
             for i, c in enumerate(columns)))
     title, shown = escape(title_of(path)), " open" if path.name.startswith("table") else ""
     table = scroll_html(title, f"<table>{'</tr>'.join(lines)}</tr></table>")

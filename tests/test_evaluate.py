@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -17,8 +18,10 @@ from PIL import Image
 from scipy.signal import convolve2d
 
 import evaluate
+import finetune_lora
+import train_sr
 from models import metrics
-from models.checkpoint import save_atomic
+from models.checkpoint import read_settings, save_atomic
 from models.iqa import MetricUnavailable, load_iqa
 from models.rrdb import RRDBNet
 from models.scores import score_images
@@ -208,8 +211,11 @@ def test_the_tables_of_a_whole_run(data, tmp_path):
                 assert row[column] == ""
 
     comments, rows = read(out)
-    assert list(rows[0]) == ["model", "no_human_labels", *nine, "q"]
-    assert [r["no_human_labels"] for r in rows] == ["no", "yes", "no"]
+    assert list(rows[0]) == ["model", "label", "nr_metric", "lambda_a", "no_human_labels", *nine,
+                             "q"]
+    assert [list(r.values())[1:5] for r in rows] == [
+        ["Gold Standard", "-", "-", "no"], ["SwinIR-AMO", "", "", ""],
+        ["ReSRGAN-UPos*", "", "", ""]]  # files without settings, whatever their rows' names
     for row in rows:
         values = [v for (model, _), v in expected.items() if model == row["model"]]
         for column in (*nine, "q"):
@@ -227,7 +233,7 @@ def test_the_tables_of_a_whole_run(data, tmp_path):
     assert "1 images have no Positive GT" in done.stderr
     table = done.stdout.splitlines()
     assert [line.split("  ")[0] for line in table] == ["model", "Gold Standard", "SwinIR-AMO",
-                                                       "RealESRGAN-UPos"]
+                                                       "ReSRGAN-UPos*"]
     assert len({len(line) for line in table}) == 1
 
 
@@ -310,8 +316,9 @@ def test_a_rerun_scores_only_new_columns_and_rows(work, tmp_path):
     assert work.of(*flags, "ssim", *q, *models) == {}
     for name in "AB":
         renamed = [row for row in values(tables(out)) if row["model"] == name]
-        assert without("model", renamed) == without(
-            "model", [row for row in values(straight) if row["model"] == "SwinIR-AMO"])
+        before = [row for row in values(straight) if row["model"] == "SwinIR-AMO"]
+        assert without("label", without("model", renamed)) == without(
+            "label", without("model", before))
 
     # The same content in another folder, which the comments name
     shutil.copytree(work.root, tmp_path / "moved")
@@ -424,15 +431,70 @@ def test_bad_input_ends_in_one_line_and_exit_code_2(data, tmp_path):
     assert "img01.png: 20x20, but its GT is 64x64" in done.stderr
 
 
-def test_which_rows_of_table_5_rest_on_human_labels():
-    without = ["SwinIR-OrigsOnly", "SwinIR-Rand", "SwinIR-SMA", "SwinIR-AMO", "RealESRGAN-AMO+FT"]
-    with_labels = ["Gold Standard", "SwinIR-UPos", "SwinIR-SMP", "RealESRGAN-UPos+FT_IG"]
-    assert not any(map(evaluate.needs_human_labels, without))
-    assert all(map(evaluate.needs_human_labels, with_labels))
-
-
 def main(*args: str) -> None:
     evaluate.main(evaluate.parse_args(list(args)))
+
+
+def trained(net: torch.nn.Module, path: Path, script: ModuleType, *flags: str) -> str:
+    """A checkpoint as a training script writes it with these flags."""
+    save_atomic(train_sr.ema_checkpoint(net, script.parse_args(list(flags))), path)
+    return str(path)
+
+
+@pytest.mark.parametrize("flags, cells", [
+    (("--sampler", "origs_only"), ["-", "-", "yes"]), (("--sampler", "rand"), ["-", "-", "yes"]),
+    (("--sampler", "sma"), ["-", "-", "yes"]), (("--sampler", "amo"), ["-", "-", "yes"]),
+    (("--sampler", "upos"), ["-", "-", "no"]), (("--sampler", "smp"), ["-", "-", "no"]),
+    (("--init", "x", "--sampler", "upos"), ["musiq", "0", "no"]),
+    (("--init", "x", "--sampler", "amo", "--iqa", "paq2piq"), ["paq2piq", "0", "yes"]),
+    (("--init", "x", "--sampler", "smp", "--lambda-a", "0.2", "--lambda-q", "0"),
+     ["-", "0.2", "no"]),
+    (("--init", "x", "--sampler", "amo", "--iqa", "demo.quality:q@runs/q.pt", "topiq_nr@t.pth"),
+     ["q+topiq_nr", "0", "yes"]),
+])  # fmt: skip
+def test_a_rows_settings_are_those_of_its_checkpoint(tmp_path, flags, cells):
+    script = finetune_lora if "--init" in flags else train_sr
+    path = trained(torch.nn.Linear(1, 1), tmp_path / "net.pt", script, *flags)
+    assert evaluate.setting_cells(read_settings(path)) == cells
+
+
+def test_settings_that_are_unknown_are_empty_and_a_last_pt_has_some():
+    for settings in ({}, {"lr": 1e-4}, {"sampler": "adam"}, {"sampler": None}):
+        assert evaluate.setting_cells(settings) == ["", "", ""]
+    full = {"sampler": "amo", "lambda_q": 0.05, "lambda_a": 0.0, "iqa": "musiq"}
+    assert evaluate.setting_cells(full) == ["musiq", "0", "yes"]
+
+
+def test_rows_have_the_papers_order_and_names_with_others_below(data, tmp_path, capsys):
+    root, nets = data
+    net, q = nets["SwinIR-AMO"], "own_metric:mean"
+    files = {
+        "mine": trained(net, tmp_path / "a.pt", train_sr, "--sampler", "upos"),
+        "SwinIR-AMO+FT_full": trained(net, tmp_path / "b.pt", finetune_lora, "--init", "x",
+                                      "--sampler", "amo", "--iqa", q, "--full"),
+        "SwinIR-UPos+FT": trained(net, tmp_path / "c.pt", finetune_lora, "--init", "x",
+                                  "--sampler", "upos", "--iqa", q, "--lambda-a", "0.1"),
+        "RealESRGAN-OrigsOnly": str(root / "RealESRGAN-UPos.pt"),
+        "SwinIR-UPos+FT_HP": str(root / "SwinIR-AMO.pt"),
+        "SwinIR-SMP": trained(net, tmp_path / "d.pt", train_sr, "--sampler", "smp"),
+    }  # fmt: skip
+    models = ["--models", *(f"{row}={file}" for row, file in files.items())]
+    main(*arguments(root, tmp_path / "t.csv", "--metrics", "psnr", "piqe", *models))
+    comments, rows = read(tmp_path / "t.csv")
+    assert [list(row.values())[:5] for row in rows] == [
+        ["Gold Standard", "Gold Standard", "-", "-", "no"],
+        ["SwinIR-SMP", "SwinIR-SMP", "-", "-", "no"],
+        ["SwinIR-UPos+FT_HP", "SwinIR-UPos + FT_HP", "", "", ""],
+        ["SwinIR-UPos+FT", "SwinIR-UPos + FT", "mean", "0.1", "no"],
+        ["RealESRGAN-OrigsOnly", "ReSRGAN-OrigsOnly", "", "", ""],
+        ["mine", "mine", "-", "-", "no"],
+        ["SwinIR-AMO+FT_full", "SwinIR-AMO+FT_full", "mean", "0", "yes"]]
+    assert "# rows that the paper's Table 5 does not have: mine, SwinIR-AMO+FT_full" in comments
+    per_image = read(tmp_path / "t_per_image.csv")[1]
+    assert list(dict.fromkeys(row["model"] for row in per_image)) == [r["model"] for r in rows]
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in printed] == [
+        "model", *(row["label"] for row in rows[:5]), "", "mine", "SwinIR-AMO+FT_full"]
 
 
 def test_require_all_makes_a_missing_column_an_error(data, tmp_path, monkeypatch):
@@ -472,6 +534,7 @@ def test_perceptual_distance_crops_the_border(tmp_path):
     (("--metrics", "psnr", "musik"), "did you mean musiq"),
     (("--metrics", "psnr", "liqe"), "metric liqe: needs GTs of 224 px, the smallest has 64"),
     (("--metrics", "psnr", "--extra", "psnr=niqe"), "psnr: is a column already"),
+    (("--metrics", "psnr", "--extra", "lambda_a=niqe"), "lambda_a: is a column already"),
     (("--lq", "{root}/gt"), "img00.png: no such LQ image"),
     (("--gt", "{root}/nothing"), "nothing: no such folder"),
 ])  # fmt: skip
@@ -516,6 +579,8 @@ def test_realsr_v3_pairs(data, tmp_path):
     main(*args)
     rows = read(tmp_path / "t8.csv")[1]
     assert [r["model"] for r in rows] == ["SwinIR-AMO"] and float(rows[0]["piqe"]) < 0
+    assert rows[0]["label"] == "SwinIR-AMO"
+    assert evaluate.read_labels(8)["RealESRGAN-OrigsOnly"] == "RESRGAN-OrigOnly"  # Table 8's
     rows = read(tmp_path / "t8_per_image.csv")[1]
     assert [r["image"] for r in rows] == expected
     assert all(r["psnr"] == r["psnr_original"] for r in rows)

@@ -9,15 +9,24 @@ import spandrel
 import torch
 from PIL import Image
 
+import finetune_lora
+import train_sr
 from demo.report import curve_figure
 from models import export
-from models.checkpoint import file_digest, load_file, read_state, save_atomic, write_csv
+from models.checkpoint import (
+    file_digest,
+    load_file,
+    read_settings,
+    read_state,
+    save_atomic,
+    write_csv,
+)
 from models.lora import add_lora, lora_state, merge_lora
 from models.rrdb import RRDBNet
 from models.swinir import SwinIR
 from models.weights import load_net
 from tools.upscale import main, parse_args
-from train_sr import PRESETS
+from train_sr import PRESETS, ema_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 TARGETS = {"swinir": ("*.mlp.fc1", "*.mlp.fc2"), "rrdb": ("body.*.rdb?.conv?",)}
@@ -203,6 +212,36 @@ def test_every_public_wrapping_is_read(tmp_path):
     (tmp_path / "cut.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
     with pytest.raises(ValueError, match="cut.safetensors: not a readable weight file"):
         read_state(tmp_path / "cut.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["swinir_small", "rrdb_small"])
+def test_a_training_result_has_its_settings_and_loads_everywhere(kind, tmp_path):
+    net, path = randomise(NETS[kind]()), tmp_path / "net_g_ema.pt"
+    (tmp_path / "q.pt").touch()
+    flags = ["--init", "x.pt", "--sampler", "upos", "--lambda-a", "0.1", "--iqa",
+             f"demo.quality:q@{tmp_path / 'q.pt'}", "piqe"]
+    save_atomic(ema_checkpoint(net, finetune_lora.parse_args(flags)), path)
+    settings = read_settings(path)
+    assert settings.items() >= {"net": "swinir", "sampler": "upos", "lambda_q": 0.05,
+                                "lambda_a": 0.1, "lambda_p": 1.0, "steps": 20_000}.items()
+    assert settings["iqa"] == ["demo.quality:q@q.pt", "piqe"]  # no folder of this machine
+    assert read_state(path).keys() == net.state_dict().keys()
+    assert_same(net, load_net(path))
+    assert_same(net, spandrel.ModelLoader(device="cpu").load_from_file(path).model.eval())
+    run(str(path), "--export", tmp_path / "out.pth")
+    assert set(load_file(tmp_path / "out.pth")) == {"params_ema"}
+
+
+def test_only_a_quality_model_that_was_used_is_recorded(tmp_path):
+    net = torch.nn.Linear(1, 1)
+    for sampler, iqa in (("upos", []), ("amo", ["musiq"])):
+        settings = ema_checkpoint(net, train_sr.parse_args(["--sampler", sampler]))["settings"]
+        assert (settings["sampler"], settings["iqa"]) == (sampler, iqa)
+        assert "lambda_q" not in settings  # not fine-tuned
+    for content in ({"params_ema": net.state_dict()}, net.state_dict(),
+                    {"params": net.state_dict(), "settings": torch.ones(1)}):
+        save_atomic(content, tmp_path / "public.pth")
+        assert read_settings(tmp_path / "public.pth") == {}
 
 
 # ------------------------------------------------------------------------- ONNX

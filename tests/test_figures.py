@@ -51,17 +51,48 @@ def test_compare_subtracts_the_paper_where_both_have_a_number():
         assert compare([ours[0] | {"psnr": nothing}], paper, "model") == []
 
 
-def test_table7_has_the_papers_rows_and_settings_with_our_numbers():
+def test_table7_has_the_papers_order_and_labels_and_our_settings_and_numbers():
     paper = rows_of(ROOT / "paper" / "table7.csv")
-    ours = [{"model": m, "no_human_labels": "?", "psnr": psnr, "musiq": "", "q": "50.1"}
-            for m, psnr in zip(("SwinIR-AMO", "SwinIR-AMO+FT", "SwinIR-UPos+FT_IG"), "123",
-                               strict=True)]
-    assert table7(ours, paper) == [
-        {"model": "SwinIR-UPos+FT_IG", "nr_metric": "musiq", "lambda_a": "0.1",
-         "no_human_labels": "no", "psnr": "3", "musiq": "", "q": "50.1"},
-        {"model": "SwinIR-AMO+FT", "nr_metric": "musiq", "lambda_a": "0",
-         "no_human_labels": "yes", "psnr": "2", "musiq": "", "q": "50.1"}]
-    assert list(table7(ours, paper)[0])[:4] == list(paper[0])[:4]
+    ours = [
+        # name, of table 5, nr_metric, lambda_a, no_human_labels, psnr
+        ("SwinIR-AMO+FT_full", "SwinIR-AMO+FT_full", "q", "0", "yes", "1"),
+        ("SwinIR-AMO", "SwinIR-AMO", "-", "-", "yes", "2"),  # belongs to Table 5 alone
+        ("RealESRGAN-UPos+FT_IG", "ReSRGAN-UPos + FT_IG", "q", "0.03", "no", "3"),
+        ("SwinIR-AMO+FT", "SwinIR-AMO + FT", "q", "0", "", "4"),
+        ("mine", "mine", "", "", "", "5"),  # a public file
+        ("Gold Standard", "Gold Standard", "-", "-", "no", ""),
+    ]
+    columns = [*list(paper[0])[:5], "psnr"]
+    made = table7([dict(zip(columns, row, strict=True)) for row in ours], paper)
+    assert [list(row.values()) for row in made] == [
+        ["Gold Standard", "Gold Standard", "-", "-", "no", ""],
+        ["SwinIR-AMO+FT", "SwinIR-AMO + FT", "q", "0", "", "4"],
+        ["RealESRGAN-UPos+FT_IG", "RESRGAN-UPos + FT_IG", "q", "0.03", "no", "3"],
+        ["SwinIR-AMO+FT_full", "SwinIR-AMO+FT_full", "q", "0", "yes", "1"]]
+    assert list(made[0]) == columns
+
+    # A table5.csv of an earlier version has no settings: none are made up
+    before = [{"model": "SwinIR-AMO+FT", "no_human_labels": "yes", "psnr": "4"}]
+    assert table7(before, paper) == [
+        {"model": "SwinIR-AMO+FT", "label": "SwinIR-AMO + FT", "nr_metric": "", "lambda_a": "",
+         "no_human_labels": "yes", "psnr": "4"}]
+
+
+FT_ROWS = ["UPos + FT_HP", "UPos + FT_IG", "UPos + FT", "AMO + FT"]
+NNR = ["UPos + FT_NNR,IG×2", "UPos + FT_NNR,IG×5", "UPos + FT_PaQ2PiQ"]
+
+
+@pytest.mark.parametrize(("table", "first", "net", "rows"), [
+    (5, ["Gold Standard"], "ReSRGAN",
+     ["OrigsOnly", "Rand", "UPos*", "SMA", "SMP", "AMO", *FT_ROWS]),
+    (7, ["Gold Standard"], "RESRGAN", ["UPos*", *FT_ROWS[:2], *NNR, *FT_ROWS[2:]]),
+    (8, [], "RESRGAN", ["OrigOnly", "UPos*", "AMO", "AMO + FT"]),
+])  # fmt: skip
+def test_labels_are_printed_names_in_the_papers_order(table, first, net, rows):
+    printed = rows_of(ROOT / "paper" / f"table{table}.csv")
+    assert [row["label"] for row in printed] == first + [
+        f"{name}-{row}" for name in ("SwinIR", net) for row in rows]
+    assert all("ReSRGAN" not in row["model"] and "*" not in row["model"] for row in printed)
 
 
 @pytest.mark.parametrize(
@@ -218,7 +249,7 @@ def make_run(root, nets=("SwinIR",)):
 
     Quality q of image i: UPos 10, AMO 20, AMO+FT 30 + 10 i, AMO+FT_full 90.
     """
-    table, per_image = [["Gold Standard", "no", "", "", 70, 80, 90]], []
+    table, per_image = [["Gold Standard", "Gold Standard", "-", "-", "no", "", "", 70, 80, 90]], []
     for i, name in enumerate(NAMES):
         gt = picture(i)
         write_image(root / "gt" / f"{name}.png", gt)
@@ -234,9 +265,11 @@ def make_run(root, nets=("SwinIR",)):
             per_image += [[f"{net}-{row}", name, 25 - s / 100, 0.7, "", s, 50 + s, 26 - s / 100]
                           for name, s in zip(NAMES, scores, strict=True)]
             mean = sum(scores) / len(scores)
-            table.append([f"{net}-{row}", "yes", 25 - mean / 100, 0.7, "", mean, 50 + mean])
+            tuned = ["q", "0"] if "+FT" in row else ["-", "-"]
+            table.append([f"{net}-{row}", f"{net}-{row}", *tuned, "yes", 25 - mean / 100, 0.7, "",
+                          mean, 50 + mean])
     results = root / "results"
-    write(results / "table5.csv", ["model", "no_human_labels", *COLUMNS], table)
+    write(results / "table5.csv", [*figures.TABLE7, *COLUMNS], table)
     header = ["model", "image", *COLUMNS, "psnr_original"]
     write(results / "table5_per_image.csv", header, per_image)
     write(results / "table6.csv", ["pyiqa_name", "accuracy_percent"], [["piqe", "50.00"]])
@@ -293,8 +326,12 @@ def test_tables_beside_the_papers(finished):
     assert "without SwinIR-UPos+FT_HP, " in printed
     rows = rows_of(root / "results" / "table7.csv")
     assert [r["model"] for r in rows] == ["Gold Standard", "SwinIR-UPos", "SwinIR-UPos+FT",
-                                          "SwinIR-AMO+FT"]
-    assert rows[3]["q"] == "55.0" and rows[3]["nr_metric"] == "musiq"
+                                          "SwinIR-AMO+FT", "SwinIR-AMO+FT_full"]
+    assert [r["label"] for r in rows[1:]] == ["SwinIR-UPos*", "SwinIR-UPos + FT", "SwinIR-AMO + FT",
+                                              "SwinIR-AMO+FT_full"]
+    assert rows[3]["q"] == "55.0" and rows[3]["nr_metric"] == "q"  # the paper's is musiq
+    comments = read_csv(root / "results" / "table7.csv")[1]
+    assert "rows that the paper's Table 7 does not have: SwinIR-AMO+FT_full" in comments
 
 
 def test_structured_noise_table(finished):
