@@ -58,6 +58,7 @@ from models.weights import load_discriminator, load_like, vgg19_state
 
 LOSSES = ("l_pix", "l_percep", "l_adv", "l_d", "l_iqa")  # of Eq. 1 and 5, columns of log.csv
 RECIPE = 2  # raised when the same settings train differently: older runs cannot resume
+MACHINE = ("device", "rank", "world", "num_workers", "save_every", "sample_every")
 SCORING = ("sma", "smp", "amo")  # samplers that need a quality model
 
 # PAPER: Sec. 5, 8.2 (HGGT's settings). The `_tiny` nets are the demo's: minutes on a CPU.
@@ -290,8 +291,7 @@ def run_folder(args: argparse.Namespace, name: str) -> str:
 
 def run_settings(args: argparse.Namespace, sets: MultiGT, rewarded: bool) -> dict:
     """What decides a run's result, for resuming: flags, with files by name and checksum."""
-    ignored = ("device", "rank", "world", "out", "steps", "num_workers", "save_every",
-               "sample_every", "data", "cache")
+    ignored = (*MACHINE, "out", "steps", "data", "cache")
     settings = {k: v for k, v in sorted(vars(args).items()) if k not in ignored}
     for key in ("init", "init_d"):
         if settings[key]:
@@ -306,9 +306,8 @@ def ema_checkpoint(net: nn.Module, args: argparse.Namespace) -> dict:
 
     evaluate.py reads the settings. They name no folder: equal runs write equal files.
     """
-    names = ("net", "sampler", "tau", "lambda_l1", "lambda_p", "lambda_a", "lambda_q", "perceptual",
-             "steps", "seed", "lora_rank", "full")
-    settings = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    paths = ("init", "init_d", "out", "data", "cache")
+    settings = {k: v for k, v in sorted(vars(args).items()) if k not in (*MACHINE, *paths)}
     scored = args.sampler in SCORING or settings.get("lambda_q")
     iqa = [name.partition("@") for name in args.iqa if scored]
     settings["iqa"] = [name + at + Path(file).name for name, at, file in iqa]
