@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import importlib
+import inspect
 import io
 import os
 import re
@@ -14,8 +15,12 @@ from pathlib import Path
 
 import pytest
 
+import train_sr
 from demo.run import Demo
+from models import degradations
 from models.checkpoint import read_csv
+from models.discriminator import UNetDiscriminatorSN
+from models.losses import VGG19_WEIGHTS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text()
@@ -124,9 +129,128 @@ def test_differences_are_the_assumptions_in_the_code():
         name = path.relative_to(ROOT).as_posix()
         if not name.startswith(("tests/", "runs/", ".venv/")):
             tags[name] = len(re.findall(r"# ASSUMED:", path.read_text()))
-    listed = {part.split("`")[1]: part.count("\n- ")
-              for part in PAGES["docs/differences.md"].split("\n## ")[1:]}
+    parts = PAGES["docs/differences.md"].split("\n## `")[1:]
+    listed = {part.split("`")[0]: part.split("\n## ")[0].count("\n- ") for part in parts}
     assert listed == {name: count for name, count in tags.items() if count}
+
+
+# Rows of HGGT's settings that differ as the list above them says, by words of that list
+LISTED = {
+    "padding of 64 x 64 LQ": "a whole window", "degraded": "a crop with a margin",
+    "drawn once per batch": "once per batch", "queue_size (pool)": "a pool",
+    "levels of Poisson noise": "thinned", "JPEG quality": "whole number",
+    "JPEG input and output": "8 bit", "JPEG colour samples": "interpolates",
+    "JPEG quantisation steps": "quantisation",
+}
+
+
+def hggt_rows():
+    """{setting: [HGGT's for SwinIR, for RealESRGAN, ours, equal?]} of docs/differences.md."""
+    rows = table_rows(section("docs/differences.md", "HGGT's settings, one by one"))
+    rows = [row for row in rows if row[0] != "setting"]
+    assert all(len(row) == 5 for row in rows) and len(rows) > 90
+    assert len({row[0] for row in rows}) == len(rows), "a setting twice"
+    return {row[0]: row[1:] for row in rows}
+
+
+def both(swinir, rrdb):
+    """A cell for the two networks: one value if they agree or only one has the setting."""
+    return " / ".join(dict.fromkeys(value for value in (swinir, rrdb) if value != "-"))
+
+
+def test_hggt_settings_called_equal_are_equal_and_the_others_say_why():
+    points = one_line(PAGES["docs/differences.md"].split("\n## HGGT's settings")[0])
+    for name, (swinir, rrdb, ours, verdict) in hggt_rows().items():
+        assert verdict.startswith(("equal", "differs, ", "differs: ", "as given: ")), name
+        assert verdict.startswith("equal") == (ours == both(swinir, rrdb)), name
+        assert verdict.startswith("differs, listed") == (LISTED.get(name, "-----") in points), name
+
+
+def test_hggt_settings_are_those_of_the_code():
+    nets = ("swinir", "rrdb")
+    presets = [train_sr.PRESETS[net] for net in nets]
+    swinir, rrdb = ({name: p.default for name, p in inspect.signature(preset["build"]).parameters
+                     .items()} for preset in presets)
+    disc = inspect.signature(UNetDiscriminatorSN).parameters
+    gpus = int(re.search(r"\{GPUS:-(\d+)\}", (ROOT / "run_all.sh").read_text())[1])
+
+    def of(pair, get):
+        return both(*(str(get(item)) for item in pair))
+
+    def row(values):
+        return ", ".join(map(str, values))
+
+    code = {
+        "channels": f"{swinir['embed_dim']} / {rrdb['num_feat']}",
+        "blocks": f"{row(swinir['depths'])} / {rrdb['num_block']}",
+        "num_heads": row(swinir["num_heads"]),
+        "window_size, img_size, mlp_ratio":
+            row(swinir[name] for name in ("window_size", "img_size", "mlp_ratio")),
+        "upsampler, resi_connection": row((swinir["upsampler"], swinir["resi_connection"])),
+        "num_grow_ch": str(rrdb["num_grow_ch"]),
+        "num_feat, skip_connection of D":
+            of(presets, lambda p: f"{p['disc_feat']}, {disc['skip_connection'].default}".lower()),
+        "num_gpu": str(gpus),
+        "layer_weights of VGG19": row(f"{weight:g}" for weight in VGG19_WEIGHTS.values()),
+        "betas": re.search(r"betas=(\(.*?\))", (ROOT / "train_sr.py").read_text())[1],
+        "gamma": str(train_sr.lr_at(2, 1.0, [1])),
+    }
+
+    # Defaults of the flags
+    for stage, flags in (("", "--sampler upos"), ("stage one: ", "--lambda-p 0 --lambda-a 0")):
+        runs = [train_sr.parse_args(["--net", net, "--init", "none", *flags.split()])
+                for net in nets]
+        for run in runs:
+            train_sr.resolve_args(run, stage_one=bool(stage))
+            assert run.lr_d == run.lr and not run.bf16
+        code |= {
+            f"{stage}stochastic depth": of(presets, lambda p: p["drop_path"] or "-"),
+            f"{stage}pixel_opt": of(runs, lambda run: f"{run.lambda_l1:g}"),
+            f"{stage}batch_size_per_gpu": of(runs, lambda run: run.batch_size // gpus),
+            f"{stage}lr": of(runs, lambda run: f"{run.lr:g}"),
+            f"{stage}milestones": of(runs, lambda run: row(f"{m:,}" for m in run.milestones)),
+            f"{stage}total_iter": of(runs, lambda run: f"{run.steps:,}"),
+            f"{stage}ema_decay": of(runs, lambda run: run.ema_decay),
+        }
+        if not stage:
+            code |= {
+                "perceptual_weight": of(runs, lambda run: f"{run.lambda_p:g}"),
+                "gan_opt": of(runs, lambda run: run.lambda_a),
+                "gt_size": of(runs, lambda run: run.patch_size),
+                "manual_seed": of(runs, lambda run: run.seed),
+                "print_freq": of(runs, lambda run: run.log_every),
+                "save_checkpoint_freq": of(runs, lambda run: f"{run.save_every:,}"),
+            }
+
+    # Degradations
+    one_round, two_round = (degradations.SETTINGS[preset["degradation"]] for preset in presets)
+    assert len(one_round) == 1 and len(two_round) == 2
+    assert one_round[0]["blur"]["prob"] == two_round[0]["blur"]["prob"] == 1
+    for number, pair in (("", (one_round[0], two_round[0])), ("2", (two_round[1],) * 2)):
+        code |= {
+            f"blur_kernel_size{number}": of(pair, lambda r: row(r["blur"]["sizes"])),
+            f"kernel_prob{number}: aniso": str(degradations.ANISO),
+            f"sinc_prob{number}": str(degradations.SINC),
+            f"blur_sigma{number}": of(pair, lambda r: r["blur"]["sigma"]),
+            f"resize_prob{number}: up, down, keep":
+                of(pair, lambda r: row(r["resize"][name] for name in ("up", "down", "keep"))),
+            f"resize_range{number}": of(pair, lambda r: r["resize"]["range"]),
+            f"gaussian_noise_prob{number}": of(pair, lambda r: r["noise"]["gaussian"]),
+            f"noise_range{number}": of(pair, lambda r: r["noise"]["sigma"]),
+            f"poisson_scale_range{number}": of(pair, lambda r: r["noise"]["scale"]),
+            f"gray_noise_prob{number}": of(pair, lambda r: r["noise"]["gray"]),
+            f"jpeg_range{number}": of(pair, lambda r: r["jpeg"]),
+        }
+    code |= {
+        "mode of a resize, at random": row(degradations.MODES),
+        "second_blur_prob": str(two_round[1]["blur"]["prob"]),
+        "JPEG before the last resize and sinc": str(degradations.FINAL["jpeg_first"]),
+        "final_sinc_prob": str(degradations.FINAL["sinc"]),
+        "size of the final sinc kernel": row(degradations.FINAL["sizes"]),
+    }
+
+    rows = hggt_rows()
+    assert {name: rows[name][2] for name in code} == code
 
 
 # ------------------------------------------------------------------------- commands
