@@ -53,20 +53,25 @@ class OneByOne(nn.Module):
 
 
 def main(args: argparse.Namespace) -> None:
-    preset = resolve_args(args)
-    sets = train_sr.load_data(args)
+    preset = PRESETS[args.net.removesuffix("_tiny")]
+    complete_args(args, preset)
 
-    # The base network, adapted; the quality model as the reward
-    net_g = load_like(train_sr.PRESETS[args.net]["build"](), args.init)
+    # The base network, adapted
+    net_g = load_like(train_sr.PRESETS[args.net]["build"](), args.init, f"--net {args.net}")
     base_sha256 = sha256(args.init)
     torch.manual_seed(args.seed)
     if not args.full:
         add_lora(net_g, preset["targets"], args.lora_rank)
-    reward = load_quality(args, sets, differentiable=True) if args.lambda_q else None
-    if args.checkpoint_reward and reward is not None:
-        reward = OneByOne(reward)
-    del args.checkpoint_reward  # decides memory, not the result: no setting of the run
-    net_ema = train_sr.fit(args, sets, net_g, reward=reward, lambda_q=args.lambda_q)
+
+    # The quality model as the reward
+    sets = train_sr.load_data(args)
+
+    def make_reward(saved: dict) -> nn.Module:
+        reward = load_quality(args, sets, saved, differentiable=True)
+        return OneByOne(reward) if args.checkpoint_reward else reward
+
+    net_ema = train_sr.fit(args, sets, net_g, make_reward=make_reward if args.lambda_q else None,
+                           lambda_q=args.lambda_q)
 
     # The adapters alone, and the merged plain network
     if args.rank == 0:
@@ -86,9 +91,8 @@ def main(args: argparse.Namespace) -> None:
     cleanup()
 
 
-def resolve_args(args: argparse.Namespace) -> dict:
-    """Fill in what depends on the net; returns its preset."""
-    preset = PRESETS[args.net.removesuffix("_tiny")]
+def complete_args(args: argparse.Namespace, preset: dict) -> None:
+    """Fill in what depends on the net and the variant, then what train_sr.py fills in."""
     args.init = args.init or f"{train_sr.run_folder(args, args.sampler)}/net_g_ema.pt"
     if args.milestones is None:
         args.milestones = preset["halve"]
@@ -104,7 +108,6 @@ def resolve_args(args: argparse.Namespace) -> dict:
     train_sr.resolve_args(args)
     if args.init is None:
         raise ValueError("--init none: fine-tuning starts from a trained network")
-    return preset
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -18,9 +18,15 @@ cd "$(dirname "$0")"
 trap 'exit 130' INT TERM # no further step: a script that is stopped by a signal exits with 0
 
 refuse() { echo "run_all.sh: $1" >&2; exit 2; }
-[ "${1-}" = paper ] || DRY=
-[ -n "${DRY-}" ] || # a Python with the requirements: the current one, or .venv's, made if need be
-  PYTHON=$("$(command -v python3 || command -v python)" tools/environment.py requirements.txt)
+if [ "${1-demo}" = demo ]; then
+  for name in NET SEED DRY ONLY; do
+    [ -z "${!name-}" ] || refuse "$name= is not for the demo; see: python -m demo.run --help"
+  done
+fi
+if [ -z "${DRY-}" ]; then # a Python with the requirements: the current one, or .venv's
+  PYTHON=$(command -v python3 || command -v python) || refuse "no Python"
+  PYTHON=$("$PYTHON" tools/environment.py requirements.txt)
+fi
 python() { "$PYTHON" "$@"; }
 torchrun() { "$PYTHON" -m torch.distributed.run "$@"; }
 case ${1:-demo} in
@@ -34,7 +40,8 @@ hggt=${HGGT:-datasets/HGGT} sbs=${SBS180K:-datasets/SBS180K} realsr=${REALSR:-da
 df2k=${DF2K_OST:-datasets/DF2K_OST} # a flat folder of 512x512 crops
 swinir=${SWINIR_INIT:-weights/swinir_psnr.pth} rrdb=${RRDB_INIT:-weights/esrgan_psnr.pth}
 gpus=${GPUS:-4} seed=${SEED:-0} only=${ONLY:-*}
-[[ $gpus =~ ^[1-9][0-9]*$ && $seed =~ ^[0-9]+$ ]] || refuse "GPUS=$gpus SEED=$seed: not numbers"
+[[ $gpus =~ ^[1-9][0-9]*$ ]] || refuse "GPUS=$gpus: not a number of GPUs"
+[[ $seed =~ ^[0-9]+$ ]] || refuse "SEED=$seed: not a number"
 runs=runs results=results/paper
 [ "$seed" = 0 ] || runs=runs/seed$seed results=results/paper-seed$seed
 test_gt=$hggt/Test/GT/Test-100

@@ -51,15 +51,16 @@ from models.losses import VGG19Loss, gan_loss_d, gan_loss_g, laplacian_loss
 from models.quality import data_digest, image_quality, load_quality
 from models.rrdb import RRDBNet
 from models.run import TrainingRun
-from models.samplers import SAMPLERS, choose_argmax, sampling_weights
+from models.samplers import LABELLED, SAMPLERS, SCORING, choose_argmax, sampling_weights
 from models.scores import cache_stem
 from models.swinir import SwinIR, stochastic_depth
 from models.weights import load_discriminator, load_like, vgg19_state
 
 LOSSES = ("l_pix", "l_percep", "l_adv", "l_d", "l_iqa")  # of Eq. 1 and 5, columns of log.csv
 RECIPE = 2  # raised when the same settings train differently: older runs cannot resume
-MACHINE = ("device", "rank", "world", "num_workers", "save_every", "sample_every")
-SCORING = ("sma", "smp", "amo")  # samplers that need a quality model
+# Flags that do not decide the result
+MACHINE = ("device", "rank", "world", "num_workers", "save_every", "sample_every",
+           "checkpoint_reward")
 
 # PAPER: Sec. 5, 8.2 (HGGT's settings). The `_tiny` nets are the demo's: minutes on a CPU.
 PRESETS = {
@@ -157,24 +158,15 @@ def ema_update(net_ema: nn.Module, net: nn.Module, decay: float) -> None:
 @dead_worker_named()
 def fit(
     args: argparse.Namespace, sets: MultiGT, net_g: nn.Module, stage_one: bool = False,
-    reward: nn.Module | None = None, lambda_q: float = 0.0,
+    make_reward: Callable[[dict], nn.Module] | None = None, lambda_q: float = 0.0,
 ) -> nn.Module:
     """Train the parameters of net_g that require a gradient; returns the averaged network (EMA).
 
-    reward: a differentiable quality model of the SR image, (N, 3, H, W) -> (N,), and its weight
-    lambda_q, for Eq. 5 (fine-tuning). Everything that can be missing is loaded before step one.
+    make_reward: for Eq. 5 (fine-tuning); from what the run has saved to a differentiable quality
+    model of the SR image, (N, 3, H, W) -> (N,), which lambda_q weighs.
+    Everything that can be missing is loaded before the first step.
     """
     device, preset = args.device, PRESETS[args.net]
-
-    # Data: which set, patch, flip, degradation and ground truth is a function of (seed, draw)
-    quality = load_quality(args, sets) if args.sampler == "amo" else None
-    dataset = MultiGTDataset(
-        sets, gt_weights(args, sets), args.patch_size, args.seed,
-        functools.partial(degrade_patch, setting=preset["degradation"]),
-        # Real-ESRNet trains on USM-sharpened GT; stage two does not (HGGT).
-        prepare=usm_sharpen if stage_one and preset["degradation"] == "two_round" else None,
-        cache=args.cache and rank_zero_first(lambda: PixelCache(args.cache, sets)),
-    )
 
     # Networks
     net_g.to(device, memory_format=torch.channels_last).train()  # up to twice as fast, CPU too
@@ -201,16 +193,29 @@ def fit(
     # PAPER: float32 as HGGT ran it, with PyTorch's defaults (on an A100 TF32 in convolutions).
     autocast = functools.partial(torch.autocast, device.type, torch.bfloat16, enabled=args.bf16)
 
-    # Loop
+    # The run: resumed, or refused before anything takes long
     run = TrainingRun(
         args, {"params_ema": net_ema, "params": net_g, "net_d": net_d, "optim_g": optim_g,
                "optim_d": optim_d},
-        LOSSES, len(sets.paths[0]), run_settings(args, sets, reward is not None))
+        LOSSES, len(sets.paths[0]), run_settings(args, sets, make_reward is not None))
+
+    # Data: which set, patch, flip, degradation and ground truth is a function of (seed, draw)
+    quality = load_quality(args, sets, run.extra) if args.sampler == "amo" else None
+    reward = make_reward(run.extra) if make_reward else None
+    dataset = MultiGTDataset(
+        sets, gt_weights(args, sets), args.patch_size, args.seed,
+        functools.partial(degrade_patch, setting=preset["degradation"]),
+        # Real-ESRNet trains on USM-sharpened GT; stage two does not (HGGT).
+        prepare=usm_sharpen if stage_one and preset["degradation"] == "two_round" else None,
+        cache=args.cache and rank_zero_first(lambda: PixelCache(args.cache, sets)),
+    )
     batches = StepBatchSampler(run.done + 1, args.steps, args.batch_size, args.rank, args.world)
     loader = DataLoader(
         dataset, batch_sampler=batches, num_workers=args.num_workers,
         pin_memory=device.type == "cuda", worker_init_fn=start_worker,
         multiprocessing_context="fork" if args.num_workers else None)
+
+    # Loop
     for step, batch in run.steps(loader, functools.partial(describe, batches, dataset)):
         lq = batch["lq"].to(device, non_blocking=True).float() / 255  # (N, 3, h, w)
         gts = batch["gts"].to(device, non_blocking=True).float() / 255  # (N, K or 1, 3, H, W)
@@ -247,7 +252,7 @@ def fit(
 def load_data(args: argparse.Namespace) -> MultiGT:
     """The sets in --data, which must suit --sampler and --patch-size."""
     sets = rank_zero_first(lambda: load_sets(args.data))
-    if args.sampler in ("upos", "smp") and sets.labels is None:
+    if args.sampler in LABELLED and sets.labels is None:
         raise ValueError(f"{args.data}: --sampler {args.sampler} needs labels/<range>/A,B,C; "
                          "use origs_only, rand, sma or amo without them")
     check_patch_size(sets, args.patch_size)
@@ -322,11 +327,11 @@ def main(args: argparse.Namespace) -> None:
     # PAPER: the initialisation (HGGT's) is PSNR-pretrained: L1 alone
     stage_one = args.lambda_p == 0 and args.lambda_a == 0
     resolve_args(args, stage_one)
-    sets = load_data(args)
     torch.manual_seed(args.seed)
     net_g = PRESETS[args.net]["build"]()
     if args.init:
-        net_g = load_like(net_g, args.init)
+        net_g = load_like(net_g, args.init, f"--net {args.net}")
+    sets = load_data(args)
     net_ema = fit(args, sets, net_g, stage_one)
     if args.rank == 0:
         save_atomic(ema_checkpoint(net_ema, args), Path(args.out) / "net_g_ema.pt")
@@ -335,7 +340,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def resolve_args(args: argparse.Namespace, stage_one: bool = False) -> None:
-    """Fill in what depends on the net, the stage and the machine; refuse what cannot be."""
+    """Fill in what depends on the net, the stage and the machine; refuse impossible values."""
     preset = PRESETS[args.net]
     args.rank, args.world, args.device = init_distributed()
     if stage_one:

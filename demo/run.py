@@ -288,7 +288,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--seeds", type=int, nargs="+", default=[0], metavar="N",
         help="seeds of data, Q, judge and training; of several, a table over them (default: 0)")
     add("--all-rows", action="store_true", help="all rows of Table 7")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if min(args.seeds) < 0 or len(set(args.seeds)) < len(args.seeds):
+        parser.error("--seeds: numbers from 0 on, each once")
+    return args
 
 
 if __name__ == "__main__":

@@ -16,12 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.checkpoint import read_csv, write_csv
 from models.dataset import MultiGTDataset
 from models.distributed import gather, rank_zero_first
 from models.hggt import MultiGT
 from models.iqa import load_iqa, min_side
-from models.scores import cache_stem, score_images
+from models.scores import score_images
 
 CALIBRATION_DRAWS = 128  # whose ground-truth patches give the scale of several metrics
 
@@ -29,11 +28,12 @@ Array = TypeVar("Array", np.ndarray, Tensor)
 
 
 def load_quality(
-    args: argparse.Namespace, sets: MultiGT, differentiable: bool = False
+    args: argparse.Namespace, sets: MultiGT, saved: dict, differentiable: bool = False
 ) -> nn.Module:
     """args.iqa for patches of args.patch_size: (N, 3, H, W) in [0, 1] -> (N,), up = better.
 
-    args: iqa, patch_size, seed, out, device, rank. Every rank calls this.
+    args:  iqa, patch_size, seed, device, rank. Every rank calls this.
+    saved: of the run; holds the scale of several metrics as "iqa_scale" once it is known
     Raises ValueError for an unknown metric or patches too small, OSError where weights are missing.
     """
     for name in args.iqa:
@@ -43,8 +43,10 @@ def load_quality(
     if len(metrics) == 1:
         return metrics[0]
     mean = MeanOfMetrics(metrics)
-    scale = gather(patch_scale(args, sets, mean) if args.rank == 0 else None)[0]
-    mean.scale = torch.tensor(scale, dtype=torch.float32, device=args.device)
+    if saved.get("iqa_scale") is None:
+        scale = gather(patch_scale(args, sets, mean) if args.rank == 0 else None)[0]
+        saved["iqa_scale"] = torch.tensor(scale, dtype=torch.float32)
+    mean.scale = saved["iqa_scale"].to(args.device)
     return mean
 
 
@@ -117,28 +119,16 @@ def scale_of(scores: np.ndarray, names: Sequence[str]) -> np.ndarray:
 
 @torch.no_grad()
 def patch_scale(args: argparse.Namespace, sets: MultiGT, metrics: MeanOfMetrics) -> np.ndarray:
-    """`scale_of` the ground-truth patches of the first draws, (2, M).
-
-    Kept in <out>/iqa_scale.csv, so that a resumed run has the same one.
-    """
-    file, stems = Path(args.out) / "iqa_scale.csv", " ".join(map(cache_stem, args.iqa))
-    source = (f"{stems}: ground-truth patches of {args.patch_size} px, {CALIBRATION_DRAWS} draws "
-              f"of seed {args.seed}, {data_digest(sets)}")
-    if file.is_file():
-        rows, comments = read_csv(file, ("mean", "deviation"))
-        if comments == [source]:
-            return np.array([[float(row[c]) for row in rows] for c in ("mean", "deviation")])
+    """`scale_of` the ground-truth patches of the first draws, (2, M)."""
     dataset = MultiGTDataset(sets, None, args.patch_size, args.seed, degrade=None)
     scores = []
     for place in map(dataset.place, range(CALIBRATION_DRAWS)):
         patches = torch.from_numpy(dataset.gt_patches(place, range(len(sets.paths[0]))))
         scores.append(metrics.each(patches.to(args.device).float() / 255).cpu().numpy())
     scale = scale_of(np.concatenate(scores), args.iqa)
-    rows = [(name, *map(float, pair)) for name, pair in zip(args.iqa, scale.T, strict=True)]
-    for name, mean, deviation in rows:
+    for name, mean, deviation in zip(args.iqa, *scale, strict=True):
         print(f"--iqa {name}: {mean:.4g} ± {deviation:.4g} over the patches of "
               f"{CALIBRATION_DRAWS} draws")
-    write_csv(file, ["metric", "mean", "deviation"], rows, [source])
     return scale
 
 

@@ -40,7 +40,8 @@ class TrainingRun:
     members:  ground truths per set, K; log.csv has the share of each
     settings: what decides the result; a folder with other settings is refused
 
-    done: the step that the run resumes after, 0 for a new one.
+    done:  the step that the run resumes after, 0 for a new one
+    extra: further values to keep in last.pt, those of the resumed run at first
     Raises ValueError for a damaged checkpoint and for one with other settings.
     """
 
@@ -55,12 +56,14 @@ class TrainingRun:
         columns = [*losses, *(f"share_{k}" for k in range(members))]
         # Sums since the last row of log.csv; the first is the number of steps times ranks
         self.meter = torch.zeros(1 + len(columns), dtype=torch.float64, device=args.device)
-        self.done, saved = 0, load_last(self.out, settings)
+        self.done, self.extra, saved = 0, {}, load_last(self.out, settings)
         if saved:
             for name, part in state.items():
                 if part is not None:
                     part.load_state_dict(saved[name])
             self.done = saved["step"]
+            self.extra = {k: v for k, v in saved.items()
+                          if k not in (*state, "step", "meter", "settings")}
             if args.rank == 0:  # it is the sum over the ranks
                 self.meter = saved["meter"].to(args.device)
         self.watch = LossWatch(losses, args.device)
@@ -130,8 +133,8 @@ class TrainingRun:
             if args.rank == 0:
                 parts = {name: None if part is None else part.state_dict()
                          for name, part in self.state.items()}
-                save_last(self.out, parts | {"step": step, "meter": meter,
-                                             "settings": self.settings})
+                save_last(self.out, self.extra | parts | {
+                    "step": step, "meter": meter, "settings": self.settings})
         if stop and step < args.steps:
             if args.rank == 0:
                 print(f"{self.out}: stopped by a signal after step {step}; "
@@ -226,8 +229,8 @@ class TrainingLog:
 
     out:    the run folder; TensorBoard's files go to out/tensorboard
     header: of log.csv; the first two columns are step and lr
-    done:   the step that the run resumes after; later rows are dropped, and those that are not at
-            a multiple of `every`
+    done:   the step that the run resumes after; rows after it are dropped
+    every:  rows at other steps than its multiples are dropped, too
     """
 
     def __init__(self, out: Path, header: Sequence[str], done: int, every: int):

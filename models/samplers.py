@@ -5,6 +5,8 @@ import torch
 from torch import Tensor, nn
 
 SAMPLERS = ("origs_only", "rand", "upos", "sma", "smp", "amo")
+LABELLED = ("upos", "smp")  # need human labels
+SCORING = ("sma", "smp", "amo")  # need a quality model
 
 
 def sampling_weights(
@@ -25,7 +27,7 @@ def sampling_weights(
         return np.repeat(np.eye(1, shape[1]), shape[0], axis=0)
     if sampler == "rand":
         return np.full(shape, 1 / shape[1])
-    allowed = labels > 0 if sampler in ("upos", "smp") else np.ones(shape, bool)
+    allowed = labels > 0 if sampler in LABELLED else np.ones(shape, bool)
     # PAPER: Eq. 2, SoftMax_tau(Q(S_I)) over S_I = all or the positives; upos is tau -> infinity
     logits = np.zeros(shape) if sampler == "upos" else quality.astype(np.float64) / tau
     logits = np.where(allowed, logits, -np.inf)

@@ -30,16 +30,19 @@ def load_net(path: str | Path) -> nn.Module:
     return _build(kind, state, path).eval().requires_grad_(False)
 
 
-def load_like(net: nn.Module, path: str | Path) -> nn.Module:
-    """The network in a checkpoint, which must be of the kind and size of `net`; ready to train."""
+def load_like(net: nn.Module, path: str | Path, flag: str) -> nn.Module:
+    """The network in a checkpoint, which must be of the kind and size of `net`; ready to train.
+
+    flag: what asked for that network, for the message, as "--net swinir".
+    """
     state, kind = read_state(path), type(net)
     if not kind.matches(state):
-        raise ValueError(f"{path}: not a {kind.__name__}, which --net asks for")
+        raise ValueError(f"{path}: not a {kind.__name__}, which {flag} is")
     loaded = _build(kind, state, path)
     # Parameters only: the stored attention masks may be for another image size
     shapes = {k: v.shape for k, v in net.named_parameters()}
     if shapes != {k: v.shape for k, v in loaded.named_parameters()}:
-        raise ValueError(f"{path}: {kind.__name__} of another size than --net asks for")
+        raise ValueError(f"{path}: {kind.__name__} of another size than {flag}")
     return loaded
 
 
@@ -84,7 +87,7 @@ def _download(url: str, path: Path) -> None:
     if constants.HF_HUB_OFFLINE:
         raise OSError("HF_HUB_OFFLINE is set")
     # torch.hub has no time limit, and a cluster without a network may drop packets: ask first
-    urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=1.5).close()
+    urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=10).close()
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.split("-")[1])
 

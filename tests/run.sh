@@ -4,7 +4,8 @@
 # some minutes more and are run separately: python -m pytest -n auto tests/faults
 set -euo pipefail
 cd "$(dirname "$0")/.."
-PYTHON=$("$(command -v python3 || command -v python)" tools/environment.py tests/requirements.txt)
+PYTHON=$(command -v python3 || command -v python) || { echo "tests/run.sh: no Python" >&2; exit 2; }
+PYTHON=$("$PYTHON" tools/environment.py tests/requirements.txt)
 if ! command -v chromium chromium-browser google-chrome >/dev/null; then
   echo "installing Chromium for the user study's test (once)" >&2
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then

@@ -32,6 +32,7 @@ from analyze_iqa import (
 )
 from models import scores
 from models.iqa import load_iqa
+from models.metrics import split_pairs
 from models.scores import Scores, cache_stem
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -552,3 +553,24 @@ def test_each_image_is_scored_once_and_an_interrupted_run_resumes(own, monkeypat
     again = score(metric, images, own)
     assert len(calls.read_text()) == 8
     assert again.quality["data/0, image.png"] > 0.7
+
+
+def test_names_in_a_manifest_or_a_flag_write_nothing_outside_the_output(tmp_path):
+    for name in ("..", ".", "../../evil", "a\\b", "a\nb", ""):
+        with pytest.raises(ValueError, match="without a slash"):
+            split_pairs([f"{name}=x.pt"], "--models")
+    inner = tmp_path / "a/b/SBS"
+    inner.mkdir(parents=True)
+    for k, name in enumerate(("evil.png", "other.png")):
+        Image.new("RGB", (32, 32), (90 * k, 80, 70)).save(tmp_path / "a" / name)
+    pairs = inner / "pairs.csv"
+    pairs.write_text("image1,image2,score,model1,model2\n"
+                     "../../evil.png,../../other.png,0.9,../../evil,<script>\n")
+    before = set(tmp_path.rglob("*"))
+    metric = "..evil=models.iqa:random_musiq"
+    main(parse_args([
+        "--pairs", str(pairs), "--metrics", metric, "--reference", "..evil",
+        "--out", str(tmp_path / "out")]))
+    new = set(tmp_path.rglob("*")) - before
+    assert (tmp_path / "out/table6.csv") in new
+    assert all(p.is_relative_to(tmp_path / "out") for p in new)

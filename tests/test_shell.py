@@ -74,7 +74,10 @@ def finish(folder, *rows):
     ("arguments", "env", "message"),
     [(["dmeo"], {}, "unknown command dmeo"),
      (["paper", "--dry-run"], {}, "paper --dry-run: unknown"),
-     (["paper"], {"SEED": "x"}, "SEED=x: not numbers"), (["paper"], {"GPUS": "four"}, "GPUS=four"),
+     (["paper"], {"SEED": "x"}, "SEED=x: not a number"),
+     ([], {"NET": "rrdb"}, "NET= is not for the demo"), (["demo"], {"SEED": "3"}, "SEED= is not"),
+     ([], {"DRY": "1"}, "DRY= is not"), (["demo"], {"ONLY": "x"}, "ONLY= is not"),
+     (["paper"], {"GPUS": "four"}, "GPUS=four"),
      (["paper"], {"ONLY": "SwinIR-AM"}, "ONLY=SwinIR-AM matches no step"),
      (["paper"], {"ONLY": "table5"}, "table5: no row is trained yet"),
      (["paper"], {"ONLY": "table8"}, "table8: no row of it is trained yet"),
@@ -364,7 +367,7 @@ def test_all_problems_are_listed_at_once(ready, tmp_path, monkeypatch):
         "--metrics psnr",
     )
     expected = [
-        "2 GPUs found, but 3 processes", "batch size 8 must be divisible by the 3 processes",
+        "GPUS=3: found 2, and each process needs one", "batch size 8 must be divisible by the 3 processes",
         "batch size 32 must be divisible", "2 GB free on this disk; about 7 GB",
         "absent.csv: no such file", "hggt: has no labels", "rrdb.pt: not a SwinIR",
         "swinir.pt: SwinIR of another size", "nowhere: no such folder", "none.pth: no such file",
@@ -383,7 +386,7 @@ def test_a_plan_with_problems_exits_2_with_a_line_each(tmp_path):
                      SWINIR_INIT=str(tmp_path / "none.pth"), CUDA_VISIBLE_DEVICES="")
     assert result.returncode == 2
     lines = result.stderr.splitlines()
-    assert "check.py: 0 GPUs found, but 4 processes are to be started (GPUS=)" in lines
+    assert "check.py: GPUS=4: found 0, and each process needs one" in lines
     assert any(line.startswith(f"check.py: {tmp_path}/none: no such folder") for line in lines)
     assert any(line.startswith(f"check.py: {tmp_path}/none.pth: no such file") for line in lines)
     assert "nothing was started" in lines[-1] and "Traceback" not in result.stderr

@@ -19,14 +19,13 @@ from torch import nn
 import finetune_lora
 import train_sr
 from models import quality
-from models.checkpoint import load_file, read_csv, read_state
+from models.checkpoint import load_file, read_state
 from models.distributed import dead_worker_named
 from models.hggt import load_sets
 from models.iqa import FrozenMetric
 from models.quality import (
     MeanOfMetrics,
     image_quality,
-    load_quality,
     mean_standardised,
     scale_of,
 )
@@ -261,25 +260,19 @@ def test_training_and_fine_tuning_by_several_metrics(base, monkeypatch, capsys):
            "test_train:darkness")
     call(train_sr, *TINY, *two, "--steps", 4, "--out", "both", cwd=base, monkeypatch=monkeypatch)
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("--iqa")]
-    scale = read_csv(base / "both/iqa_scale.csv")[0]
-    assert len(scale) == 2 and len(said) == 2
-    mean, deviation = float(scale[1]["mean"]), float(scale[1]["deviation"])
-    assert said[1].startswith(f"--iqa test_train:darkness: {mean:.4g} ± {deviation:.4g}")
+    scale = load_file(base / "both/last.pt")["iqa_scale"]
+    assert scale.shape == (2, 2) and len(said) == 2
+    assert said[1].startswith(f"--iqa test_train:darkness: {scale[0, 1]:.4g} ± {scale[1, 1]:.4g}")
     assert float(read_log(base / "both/log.csv")[-1]["share_4"]) < 1
     assert "test_train_sharpness+test_train_darkness" in str(
         load_file(base / "both/last.pt")["settings"])
-    # Stopped and resumed: the scale is read, not computed anew
+    # Stopped and resumed: the scale is that of last.pt, not computed anew
     call(train_sr, *TINY, *two, "--steps", 2, "--out", "both2", cwd=base, monkeypatch=monkeypatch)
     assert "±" in capsys.readouterr().out
     call(train_sr, *TINY, *two, "--steps", 4, "--out", "both2", cwd=base, monkeypatch=monkeypatch)
     assert "±" not in capsys.readouterr().out
     same_weights(base / "both/last.pt", base / "both2/last.pt")
-    assert read_csv(base / "both2/iqa_scale.csv")[0] == scale
-    # Another patch size has another scale
-    args = train_sr.parse_args([*map(str, (*TINY, *two)), "--patch-size", "16", "--out", "both2"])
-    train_sr.resolve_args(args)
-    load_quality(args, train_sr.load_data(args))
-    assert "±" in capsys.readouterr().out and read_csv(base / "both2/iqa_scale.csv")[0] != scale
+    assert torch.equal(load_file(base / "both2/last.pt")["iqa_scale"], scale)
     # Fine-tuning: two processes take the scale from the first; the folder is named by both
     run("finetune_lora.py", *TINY, "--sampler", "upos", "--init", "both/net_g_ema.pt", *two[4:],
         "--steps", 2, "--lora-rank", 2, cwd=base, processes=2)
@@ -568,8 +561,8 @@ STAGE2 = ("--sampler", "amo", "--init", "stage1/net_g_ema.pt", "--out", "bad")
         ("absent.pt: no such file", ("--init", "absent.pt")),
         ("HGGT/Train/labels/0-4/A/img00.json: not a readable weight file",
          ("--init", "HGGT/Train/labels/0-4/A/img00.json")),
-        ("not a RRDBNet", ("--net", "rrdb_tiny")),
-        ("of another size than --net asks for", ("--net", "swinir")),
+        ("not a RRDBNet, which --net rrdb_tiny is", ("--net", "rrdb_tiny")),
+        ("of another size than --net swinir", ("--net", "swinir")),
         ("needs labels", ("--sampler", "upos", "--data", "HGGT/Train/images/0-4/original")),
         ("--sampler amo, not rand; give another --out", ("--sampler", "rand", "--out", "amo")),
     ],
@@ -586,6 +579,18 @@ def test_bad_input_ends_at_the_start(base, message, flags):
         os.chdir(folder)
     assert message in str(error.value)
     assert not (base / "bad" / "last.pt").exists()
+
+
+def test_a_refused_run_scores_nothing_and_decodes_nothing(base, tmp_path, monkeypatch):
+    make_hggt(tmp_path / "data", n=2, size=64)
+    flags = (*TINY, *STAGE2, "--data", tmp_path / "data", "--steps", 1, "--out", tmp_path / "run")
+    call(train_sr, *flags, "--sampler", "rand", cwd=base, monkeypatch=monkeypatch)
+    late = (*flags, "--cache", tmp_path / "cache", "--sampler", "sma")
+    for message, more in (("was trained with", ()), ("holds no discriminator", (
+            "--out", tmp_path / "other", "--init-d", base / "stage1/net_g_ema.pt"))):
+        with pytest.raises(ValueError, match=message):
+            call(train_sr, *late, *more, cwd=base, monkeypatch=monkeypatch)
+        assert not (tmp_path / "cache").exists() and not (tmp_path / "data/.scores").exists()
 
 
 def test_bad_input_is_one_line_and_exit_2(base):

@@ -87,20 +87,20 @@ def test_load_net_needs_a_file(tmp_path):
 def test_load_like_takes_the_same_kind_and_size_only(tmp_path):
     path, net = tmp_path / "net.pt", SwinIR(**SWINIR)
     save_atomic({"params": net.state_dict()}, path)
-    loaded = load_like(SwinIR(**SWINIR | {"img_size": 32}), path)  # its masks differ, no matter
+    loaded = load_like(SwinIR(**SWINIR | {"img_size": 32}), path, "--net x")  # other masks
     assert loaded.training and all(p.requires_grad for p in loaded.parameters())
     assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in net.state_dict().items())
     for other, message in (
-        (RRDBNet(**RRDB), "not a RRDBNet, which --net asks for"),
-        (SwinIR(**SWINIR | {"embed_dim": 24}), "SwinIR of another size than --net asks for"),
-        (SwinIR(**SWINIR | {"depths": (3,)}), "SwinIR of another size than --net asks for"),
+        (RRDBNet(**RRDB), "not a RRDBNet, which --net x is"),
+        (SwinIR(**SWINIR | {"embed_dim": 24}), "SwinIR of another size than --net x"),
+        (SwinIR(**SWINIR | {"depths": (3,)}), "SwinIR of another size than --net x"),
     ):
         with pytest.raises(ValueError) as error:
-            load_like(other, path)
+            load_like(other, path, "--net x")
         one_line(error, path, message)
     save_atomic({k: v for k, v in net.state_dict().items() if "conv_last" not in k}, path)
     with pytest.raises(ValueError) as error:
-        load_like(net, path)
+        load_like(net, path, "--net x")
     one_line(error, path, "conv_last.weight")
 
 
@@ -109,8 +109,8 @@ def test_load_like_takes_the_old_names_of_esrgan(tmp_path):
     old = {k.replace("conv_hr", "HRconv").replace("conv_up", "upconv"): v
            for k, v in net.state_dict().items()}
     assert old.keys() != net.state_dict().keys()
-    save_atomic(old, tmp_path / "old.pth")
-    loaded = load_like(RRDBNet(**RRDB), tmp_path / "old.pth").state_dict()
+    save_atomic(old, tmp_path / "old.pth", "--net x")
+    loaded = load_like(RRDBNet(**RRDB), tmp_path / "old.pth", "--net x").state_dict()
     assert all(torch.equal(v, loaded[k]) for k, v in net.state_dict().items())
 
 

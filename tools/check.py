@@ -27,14 +27,14 @@ from models.checkpoint import one_line
 from models.discriminator import UNetDiscriminatorSN
 from models.distributed import clean_exit
 from models.hggt import check_data, index_sets, load_sets
-from models.iqa import load_iqa
-from models.metrics import pyiqa_name
+from models.metrics import load_metric, pyiqa_name
+from models.samplers import LABELLED, SCORING
 from models.weights import load_discriminator, load_like, prefetch
 
 SCRIPTS = {f"{script.__name__}.py": script
            for script in (analyze_iqa, train_sr, finetune_lora, evaluate)}
 TRAINING = ("train_sr.py", "finetune_lora.py")
-Command = tuple[str, argparse.Namespace, int]  # script, its flags, processes
+Command = tuple[str, argparse.Namespace, int]  # script, its flags, torchrun's processes or 0
 Check = tuple[Callable, ...]  # a function and its arguments
 
 
@@ -47,7 +47,7 @@ def read_plan(lines: Iterable[str]) -> list[Command]:
         if script:
             at = words.index(script)
             launcher = argparse.ArgumentParser("torchrun", allow_abbrev=False)
-            launcher.add_argument("--nproc_per_node", type=int, default=1)
+            launcher.add_argument("--nproc_per_node", type=int, default=0)  # 0: without torchrun
             processes = launcher.parse_known_args(words[:at])[0].nproc_per_node
             commands.append((script, SCRIPTS[script].parse_args(words[at + 1 :]), processes))
     return commands
@@ -86,7 +86,7 @@ def check_file(path: str) -> None:
 
 def check_init(net: str, path: str) -> None:
     """--init loads as the network that --net names."""
-    load_like(train_sr.PRESETS[net]["build"](), path)
+    load_like(train_sr.PRESETS[net]["build"](), path, f"--net {net}")
     print(f"{path}: weights of {net}")
 
 
@@ -97,12 +97,15 @@ def check_discriminator(net: str, path: str) -> None:
 
 
 def check_metric(name: str) -> None:
-    """The weights of a metric, or of vgg19, are there or can be downloaded."""
+    """The weights of a metric, or of vgg19, are there or can be downloaded.
+
+    name: as the tables' columns have it, or pyiqa's
+    """
     try:
         if ":" in name or "@" in name:  # your own metric, or your own weights
-            load_iqa(name, "cpu")
+            load_metric(name, torch.device("cpu"))
         else:
-            prefetch(name)
+            prefetch(pyiqa_name(name))
     except (ValueError, OSError, ImportError) as error:
         raise ValueError(f"{name}: {one_line(error)}") from error
     print(f"{name}: ready", flush=True)
@@ -114,13 +117,13 @@ def check_machine(commands: list[Command]) -> list[str]:
     processes = max((count for *_, count in commands), default=0)
     found = torch.cuda.device_count()
     if found < processes:
-        problems.append(f"{found} GPUs found, but {processes} processes are to be started (GPUS=)")
+        problems.append(f"GPUS={processes}: found {found}, and each process needs one")
     trained = [(args, count) for script, args, count in commands if script in TRAINING]
     for batch, count in dict.fromkeys(
         (args.batch_size or train_sr.PRESETS[args.net]["batch_size"], count)
         for args, count in trained
     ):
-        if batch % count:
+        if count and batch % count:
             problems.append(f"the batch size {batch} must be divisible by the {count} processes "
                             "(GPUS=)")
     # A run folder holds weights, averages and two optimisers, and all of them twice during a save
@@ -138,24 +141,24 @@ def analysis_needs(args: argparse.Namespace) -> Iterator[Check]:
     if args.sets:
         yield check_sets, args.sets, True
     for name in args.metrics or analyze_iqa.METRICS:
-        yield check_metric, name.split("=")[-1]
+        yield check_metric, analyze_iqa.parse_metric(name).spec
 
 
 def evaluation_needs(args: argparse.Namespace) -> Iterator[Check]:
     yield (check_realsr, args.realsr) if args.realsr else (check_test, args.gt, args.lq)
     for name in (*args.metrics, *(extra.split("=", 1)[1] for extra in args.extra)):
         if name not in ("psnr", "ssim"):
-            yield check_metric, pyiqa_name(name)
+            yield check_metric, name
 
 
 def training_needs(args: argparse.Namespace, written: set[str]) -> Iterator[Check]:
     """written: run folders of the plan, whose weights need not exist yet"""
-    yield check_sets, args.data, args.sampler in ("upos", "smp")
+    yield check_sets, args.data, args.sampler in LABELLED
     if args.init and str(Path(args.init).parent) not in written:
         yield check_init, args.net, args.init
     if args.init_d and str(Path(args.init_d).parent) not in written:
         yield check_discriminator, args.net, args.init_d
-    if args.sampler in ("sma", "smp", "amo") or getattr(args, "lambda_q", 0):
+    if args.sampler in SCORING or getattr(args, "lambda_q", 0):
         yield from ((check_metric, name) for name in args.iqa)
     if args.lambda_p and args.perceptual == "vgg19":
         yield check_metric, "vgg19"

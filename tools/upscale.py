@@ -240,7 +240,6 @@ def main(args: argparse.Namespace) -> bool:
         if failed:
             print(f"{out}: {failed} of {len(files)} photos failed", file=sys.stderr)
         write_scores(rows, metrics, args)
-    gather()  # torchrun stops rank 0 if another rank ends with exit code 1 first
     cleanup()
     return failed > 0
 
