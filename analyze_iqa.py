@@ -164,8 +164,8 @@ def set_columns(quality: np.ndarray, labels: np.ndarray, n_sets: int) -> dict[st
     quality, labels: (n, K) as in `set_measures`, of the n sets with a negative among n_sets, the
     original first; a NaN is an image that could not be scored, and its set is left out.
     """
-    whole = ~np.isnan(quality).any(1)
-    share, q, v = 100 * len(labels) / n_sets, quality[whole], labels[whole]
+    scored = ~np.isnan(quality).any(1)
+    share, q, v = 100 * len(labels) / n_sets, quality[scored], labels[scored]
     # ASSUMED: the original is one of the similar, as labels are relative to it; the columns named
     # _enhanced hold the other reading, in which it is left out.
     columns = set_measures(q, v)

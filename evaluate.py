@@ -402,8 +402,8 @@ def main(args: argparse.Namespace) -> None:
     # Inputs, all of them checked before the first image is made
     models = split_pairs(args.models, "--models")
     sets, images, problems = read_test_set(args)
-    specs, wrong = read_columns(args, sets)
-    refuse([*problems, *wrong, *check_models(list(models.values()))])
+    specs, column_problems = read_columns(args, sets)
+    refuse([*problems, *column_problems, *check_models(list(models.values()))])
 
     # Rows: the paper's in its order and with its names, then others
     paper_table = 8 if args.realsr else 5

@@ -46,8 +46,8 @@ class PixelCache:
             raise ValueError(f"{file}: has {file.stat().st_size} bytes, not {ends[-1]}; delete it")
         self.pixels = np.asarray(np.memmap(file, np.uint8, "r"))
 
-    def __getitem__(self, where: tuple[int, int]) -> np.ndarray:
-        index, member = where
+    def __getitem__(self, key: tuple[int, int]) -> np.ndarray:
+        index, member = key
         i, (height, width) = index * self.members + member, self.sizes[index]
         return self.pixels[self.starts[i] : self.starts[i + 1]].reshape(height, width, 3)
 
@@ -72,8 +72,8 @@ def _build(file: Path, paths: list[str], starts: np.ndarray) -> None:
             return
         # After a power failure the file may be longer than what reached the disk, at most by the
         # block after the last fsync.
-        whole = int(np.searchsorted(starts, os.fstat(out.fileno()).st_size, side="right")) - 1
-        done = max(0, whole - 1) // BLOCK * BLOCK
+        written = int(np.searchsorted(starts, os.fstat(out.fileno()).st_size, side="right")) - 1
+        done = max(0, written - 1) // BLOCK * BLOCK
         out.truncate(starts[done])
         print(f"decoding {len(paths)} images into {file}: {starts[-1] / 1e9:.3g} GB", flush=True)
         with ThreadPoolExecutor(os.cpu_count()) as pool, \

@@ -172,8 +172,8 @@ def crop_with_margin(
     for size, start in ((height, top), (width, left)):
         stop = start + patch_size
         if start < 0 or stop > size or start % scale or patch_size % scale:
-            where = f"{patch_size} GT pixels at {start} of {size}"
-            raise ValueError(f"patch of {where}: it must lie inside, on multiples of {scale}")
+            patch = f"{patch_size} GT pixels at {start} of {size}"
+            raise ValueError(f"patch of {patch}: it must lie inside, on multiples of {scale}")
         grid, margin = JPEG_BLOCK * scale, MARGIN[setting]
         bounds += [max(0, start - margin) // grid * grid]
         bounds += [min(size, stop + margin) // scale * scale]

@@ -367,7 +367,8 @@ def test_all_problems_are_listed_at_once(ready, tmp_path, monkeypatch):
         "--metrics psnr",
     )
     expected = [
-        "GPUS=3: found 2, and each process needs one", "batch size 8 must be divisible by the 3 processes",
+        "GPUS=3: found 2, and each process needs one",
+        "batch size 8 must be divisible by the 3 processes",
         "batch size 32 must be divisible", "2 GB free on this disk; about 7 GB",
         "absent.csv: no such file", "hggt: has no labels", "rrdb.pt: not a SwinIR",
         "swinir.pt: SwinIR of another size", "nowhere: no such folder", "none.pth: no such file",
