@@ -87,7 +87,7 @@ def _download(url: str, path: Path) -> None:
     if constants.HF_HUB_OFFLINE:
         raise OSError("HF_HUB_OFFLINE is set")
     # torch.hub has no time limit, and a cluster without a network may drop packets: ask first
-    urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=10).close()
+    urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=5).close()
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.split("-")[1])
 

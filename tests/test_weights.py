@@ -109,7 +109,7 @@ def test_load_like_takes_the_old_names_of_esrgan(tmp_path):
     old = {k.replace("conv_hr", "HRconv").replace("conv_up", "upconv"): v
            for k, v in net.state_dict().items()}
     assert old.keys() != net.state_dict().keys()
-    save_atomic(old, tmp_path / "old.pth", "--net x")
+    save_atomic(old, tmp_path / "old.pth")
     loaded = load_like(RRDBNet(**RRDB), tmp_path / "old.pth", "--net x").state_dict()
     assert all(torch.equal(v, loaded[k]) for k, v in net.state_dict().items())
 

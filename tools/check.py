@@ -99,13 +99,13 @@ def check_discriminator(net: str, path: str) -> None:
 def check_metric(name: str) -> None:
     """The weights of a metric, or of vgg19, are there or can be downloaded.
 
-    name: as the tables' columns have it, or pyiqa's
+    name: pyiqa's; with @FILE, as a column of a table has it
     """
     try:
         if ":" in name or "@" in name:  # your own metric, or your own weights
             load_metric(name, torch.device("cpu"))
         else:
-            prefetch(pyiqa_name(name))
+            prefetch(name)
     except (ValueError, OSError, ImportError) as error:
         raise ValueError(f"{name}: {one_line(error)}") from error
     print(f"{name}: ready", flush=True)
@@ -148,7 +148,7 @@ def evaluation_needs(args: argparse.Namespace) -> Iterator[Check]:
     yield (check_realsr, args.realsr) if args.realsr else (check_test, args.gt, args.lq)
     for name in (*args.metrics, *(extra.split("=", 1)[1] for extra in args.extra)):
         if name not in ("psnr", "ssim"):
-            yield check_metric, name
+            yield check_metric, name if "@" in name else pyiqa_name(name)
 
 
 def training_needs(args: argparse.Namespace, written: set[str]) -> Iterator[Check]:
