@@ -80,7 +80,7 @@ POISSON_DRAWS = 4096  # quantiles per level, 2^12
 #     JPEG blocks: 16 / 0.9 = 18 in the first round, 64 in the second, at about LQ size.
 # Inside a JPEG block pixels affect each other only through the rounding of coefficients, so one
 # block of the second round is enough. What is left, at factor 1 and without noise: no LQ pixel of
-# one_round differs from the full image's, 0.1 % of two_round do.
+# one_round differs from the full image's, 0.05 % of two_round do.
 MARGIN = {"one_round": 32, "two_round": 64, "light": 32}
 # A JPEG grid has to cut the patch where it does in the full image; else its phase, there as random
 # as the patch's place, would be fixed by the margin. Blocks are 8 pixels, 16 in colour (4:2:0), at
@@ -190,8 +190,7 @@ def apply_degradation(
 
     gt: uint8 (H, W, 3), sides multiples of scale and at least 16. params: from draw_degradation.
     rng: for the noise fields only. full_gt: uint8 (H', W', 3), the full image if gt is a part of
-    one: Poisson noise is stronger the fewer 8-bit values the degraded image has, and a part has
-    fewer.
+    one: Poisson noise is stronger the fewer 8-bit values the degraded full image has.
     Returns uint8 (H / scale, W / scale, 3). Raises ValueError for another dtype, shape or size.
     """
     if gt.dtype != np.uint8 or gt.ndim != 3 or gt.shape[2] != 3:
@@ -327,9 +326,8 @@ def _add_noise(
 
     Poisson as BasicSR's random_add_poisson_noise_pt: scale x the noise of counts whose mean at
     white is the number of 8-bit values in the image, rounded up to a power of two.
-    full: makes the full image at this step if `image` is a part of one. Its values are then
-    counted instead. It is called only where a part has so few that the result may differ: over 128
-    are 256 once rounded up, and the full image has no fewer.
+    full: makes the full image as it is at this step, if `image` is a part of one. HGGT counts the
+    values of the full image. A part with over 128 needs no second look: both round up to 256.
     """
     gray = noise["gray"]
     draws = _uniform_16bit(rng, image.shape[:2] + (1 if gray else 3,))
@@ -395,8 +393,8 @@ def _jpeg(image: np.ndarray, quality: float) -> np.ndarray:
 
     Each colour sample is repeated 2 x 2, as by the public DiffJPEG; most decoders interpolate.
     """
-    # ASSUMED: a real codec, so quality and the quantisation tables are whole numbers, input and
-    # output are 8 bit. The public DiffJPEG takes real numbers.
+    # ASSUMED: a real codec, so quality and quantisation tables are whole numbers, input and output
+    # are 8 bit, borders continue. The public DiffJPEG has real numbers and pads with black.
     bgr = cv2.cvtColor(_to_uint8(image), cv2.COLOR_RGB2BGR)
     # simplejpeg's encoder is as fast, but transforms less exactly below quality 96.
     _, file = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, round(quality)])
