@@ -75,7 +75,7 @@ def plain_resize(
 
 
 def plain_noise(
-    image: np.ndarray, noise: dict, rng: np.random.Generator, levels_of: object
+    image: np.ndarray, noise: dict, rng: np.random.Generator, full: object
 ) -> np.ndarray:
     """degradations._add_noise by numpy, a normal number or a Poisson count for each value."""
     gray = noise["gray"]

@@ -2,7 +2,7 @@
 
     params = draw_degradation(rng, "one_round")              # plain numbers: what will be done
     y0, y1, x0, x1 = crop_with_margin(height, width, top, left, patch_size, "one_round")
-    lq = apply_degradation(gt[y0:y1, x0:x1], params, rng, levels_of=gt)
+    lq = apply_degradation(gt[y0:y1, x0:x1], params, rng, full_gt=gt)
     lq = lq[(top - y0) // 4 :, (left - x0) // 4 :][: patch_size // 4, : patch_size // 4]
 
 Two settings (paper Sec. 5): "one_round" trains SwinIR; "two_round", Real-ESRGAN's scheme (Wang et
@@ -13,10 +13,12 @@ image at a time, inside a DataLoader worker. Between the steps an image is float
 """
 
 import math
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 
 import cv2
 import numpy as np
+import simplejpeg
 import torch
 import torch.nn.functional as F
 from scipy.sparse import csr_array
@@ -78,7 +80,7 @@ POISSON_DRAWS = 4096  # quantiles per level, 2^12
 #     JPEG blocks: 16 / 0.9 = 18 in the first round, 64 in the second, at about LQ size.
 # Inside a JPEG block pixels affect each other only through the rounding of coefficients, so one
 # block of the second round is enough. What is left, at factor 1 and without noise: no LQ pixel of
-# one_round differs from the full image's, 0.1 % of two_round do.
+# one_round differs from the full image's, 0.05 % of two_round do.
 MARGIN = {"one_round": 32, "two_round": 64, "light": 32}
 # A JPEG grid has to cut the patch where it does in the full image; else its phase, there as random
 # as the patch's place, would be fixed by the margin. Blocks are 8 pixels, 16 in colour (4:2:0), at
@@ -182,13 +184,13 @@ def crop_with_margin(
 
 def apply_degradation(
     gt: np.ndarray, params: dict, rng: np.random.Generator,
-    scale: int = 4, levels_of: np.ndarray | None = None,
+    scale: int = 4, full_gt: np.ndarray | None = None,
 ) -> np.ndarray:
     """Degrade a GT image, or part of one, as drawn; the order of the steps is the public code's.
 
     gt: uint8 (H, W, 3), sides multiples of scale and at least 16. params: from draw_degradation.
-    rng: for the noise fields only. levels_of: uint8 (H', W', 3), the full image if gt is a part of
-    one: Poisson noise is stronger the fewer 8-bit values an image has, and a part has fewer.
+    rng: for the noise fields only. full_gt: uint8 (H', W', 3), the full image if gt is a part of
+    one: Poisson noise is stronger the fewer 8-bit values the degraded full image has.
     Returns uint8 (H / scale, W / scale, 3). Raises ValueError for another dtype, shape or size.
     """
     if gt.dtype != np.uint8 or gt.ndim != 3 or gt.shape[2] != 3:
@@ -200,19 +202,27 @@ def apply_degradation(
     first, final = params["rounds"][0], params["final"]
 
     cv2.setNumThreads(1)  # OpenCV's threads would multiply the workers, and do not survive a fork
-    image = _blur(gt.astype(np.float32), first["blur"])
-    factor, mode = first["resize"]["factor"], first["resize"]["mode"]
-    image = _resize(image, mode, factor=factor)
-    image = _add_noise(image, first["noise"], rng, levels_of)
-    image = _jpeg(image, first["jpeg"])
-    if final is None:
-        return _to_uint8(_resize(image, mode, size=lq_size))
 
+    def before_first_noise(gt: np.ndarray) -> np.ndarray:
+        image = _blur(gt.astype(np.float32), first["blur"])
+        return _resize(image, first["resize"]["mode"], factor=first["resize"]["factor"])
+
+    full = None if full_gt is None else partial(before_first_noise, full_gt)
+    if final is None:
+        image = _add_noise(before_first_noise(gt), first["noise"], rng, full)
+        image = _jpeg(image, first["jpeg"])
+        return _to_uint8(_resize(image, first["resize"]["mode"], size=lq_size))
     second = params["rounds"][1]
-    image = _blur(image, second["blur"])
-    size = tuple(int(side * second["resize"]["factor"]) for side in lq_size)
-    image = _resize(image, second["resize"]["mode"], size=size)
-    image = _add_noise(image, second["noise"], rng, levels_of)
+
+    def before_second_noise(gt: np.ndarray, full: Callable | None = None) -> np.ndarray:
+        image = _add_noise(before_first_noise(gt), first["noise"], rng, full)
+        image = _blur(_jpeg(image, first["jpeg"]), second["blur"])
+        size = tuple(int(side // scale * second["resize"]["factor"]) for side in gt.shape[:2])
+        return _resize(image, second["resize"]["mode"], size=size)
+
+    image = before_second_noise(gt, full)
+    full = None if full_gt is None else partial(before_second_noise, full_gt)
+    image = _add_noise(image, second["noise"], rng, full)
     if final["jpeg_first"]:
         image = _jpeg(image, second["jpeg"])
     image = _blur(_resize(image, final["mode"], size=lq_size), final["sinc"])
@@ -232,7 +242,7 @@ def degrade_patch(
     """
     y0, y1, x0, x1 = crop_with_margin(*gt.shape[:2], top, left, patch_size, setting, scale)
     params = draw_degradation(rng, setting)
-    lq = apply_degradation(gt[y0:y1, x0:x1], params, rng, scale, levels_of=gt)
+    lq = apply_degradation(gt[y0:y1, x0:x1], params, rng, scale, full_gt=gt)
     row, column, size = (top - y0) // scale, (left - x0) // scale, patch_size // scale
     return lq[row : row + size, column : column + size]
 
@@ -309,23 +319,27 @@ def _window_means(before: int, after: int) -> csr_array:
 
 
 def _add_noise(
-    image: np.ndarray, noise: dict, rng: np.random.Generator, levels_of: np.ndarray | None
+    image: np.ndarray, noise: dict, rng: np.random.Generator,
+    full: Callable[[], np.ndarray] | None = None,
 ) -> np.ndarray:
     """Add Gaussian or Poisson noise, one field for all channels if gray; clamped to 0..255.
 
     Poisson as BasicSR's random_add_poisson_noise_pt: scale x the noise of counts whose mean at
     white is the number of 8-bit values in the image, rounded up to a power of two.
+    full: makes the full image as it is at this step, if `image` is a part of one. HGGT counts the
+    values of the full image. A part with over 128 needs no second look: both round up to 256.
     """
     gray = noise["gray"]
     draws = _uniform_16bit(rng, image.shape[:2] + (1 if gray else 3,))
     if noise["kind"] == "gaussian":
         field = np.take(_normal_quantiles() * np.float32(noise["sigma"]), draws)
     else:
-        signal = image @ LUMA if gray else image
-        signal = np.rint(signal).clip(0, 255).astype(np.uint8).reshape(draws.shape)
-        levels = len(np.unique(signal)) if levels_of is None else _levels(levels_of, gray)
+        signal = _signal(image, gray)
+        levels = _levels(signal)
+        if levels <= 128 and full is not None:
+            levels = _levels(_signal(full(), gray))
         table = torch.from_numpy(_poisson_noise(peak=2 ** math.ceil(math.log2(levels))))
-        index = signal.astype(np.int32) * POISSON_DRAWS
+        index = signal.astype(np.int32).reshape(draws.shape) * POISSON_DRAWS
         index += draws >> 4  # 16 bits to 12
         field = table.index_select(0, torch.from_numpy(index.ravel())).numpy().reshape(index.shape)
         field *= np.float32(noise["scale"])
@@ -347,12 +361,14 @@ def _normal_quantiles() -> np.ndarray:
     return ndtri((np.arange(2**16) + 0.5) / 2**16).astype(np.float32)
 
 
-def _levels(gt: np.ndarray, gray: bool) -> int:
-    """Estimate of how many 8-bit values the degraded full image has, or its luma if gray."""
-    # ASSUMED: as many as a thinned full GT has; HGGT counts them in the degraded image.
-    values = gt[::4, ::4]
-    values = (values @ LUMA + 0.5).astype(np.uint8) if gray else values
-    return np.count_nonzero(np.bincount(values.ravel()))
+def _signal(image: np.ndarray, gray: bool) -> np.ndarray:
+    """The image, or its luma if gray, in 8 bit: (H, 3 W) or (H, W)."""
+    return _to_uint8(image @ LUMA if gray else image.reshape(len(image), -1))
+
+
+def _levels(signal: np.ndarray) -> int:
+    """How many different values uint8 (H, W) has."""
+    return np.count_nonzero(cv2.calcHist([signal], [0], None, [256], [0, 256]))
 
 
 @lru_cache
@@ -373,13 +389,16 @@ def _poisson_noise(peak: int) -> np.ndarray:
 
 
 def _jpeg(image: np.ndarray, quality: float) -> np.ndarray:
-    """Through a JPEG file in memory, colour at half resolution (4:2:0)."""
-    # ASSUMED: a real codec, so quality is rounded to a whole number and the input to 8 bit. The
-    # public DiffJPEG takes real numbers and repeats colour samples where the codec interpolates.
+    """Through a JPEG file in memory, colour at half resolution (4:2:0).
+
+    Each colour sample is repeated 2 x 2, as by the public DiffJPEG; most decoders interpolate.
+    """
+    # ASSUMED: a real codec, so quality and quantisation tables are whole numbers, input and output
+    # are 8 bit, borders continue. The public DiffJPEG has real numbers and pads with black.
     bgr = cv2.cvtColor(_to_uint8(image), cv2.COLOR_RGB2BGR)
+    # simplejpeg's encoder is as fast, but transforms less exactly below quality 96.
     _, file = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, round(quality)])
-    bgr = cv2.imdecode(file, cv2.IMREAD_COLOR)
-    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB).astype(np.float32)
+    return simplejpeg.decode_jpeg(file, fastupsample=True).astype(np.float32)
 
 
 def _to_uint8(image: np.ndarray) -> np.ndarray:
