@@ -391,14 +391,15 @@ def _poisson_noise(peak: int) -> np.ndarray:
 def _jpeg(image: np.ndarray, quality: float) -> np.ndarray:
     """Through a JPEG file in memory, colour at half resolution (4:2:0).
 
-    Each colour sample is repeated 2 x 2, as by the public DiffJPEG; most decoders interpolate.
+    As by the public DiffJPEG, each colour sample is repeated 2 x 2, where most decoders
+    interpolate, and the quantisation tables are transposed: so the image is, before and after.
     """
     # ASSUMED: a real codec, so quality and quantisation tables are whole numbers, input and output
     # are 8 bit, borders continue. The public DiffJPEG has real numbers and pads with black.
-    bgr = cv2.cvtColor(_to_uint8(image), cv2.COLOR_RGB2BGR)
+    bgr = cv2.cvtColor(cv2.transpose(_to_uint8(image)), cv2.COLOR_RGB2BGR)
     # simplejpeg's encoder is as fast, but transforms less exactly below quality 96.
     _, file = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, round(quality)])
-    return simplejpeg.decode_jpeg(file, fastupsample=True).astype(np.float32)
+    return cv2.transpose(simplejpeg.decode_jpeg(file, fastupsample=True)).astype(np.float32)
 
 
 def _to_uint8(image: np.ndarray) -> np.ndarray:
