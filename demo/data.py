@@ -489,7 +489,8 @@ def write_demo(
     Does nothing if `out` holds the same data already. Raises ValueError if it holds anything else.
     """
     out = Path(out)
-    code = zlib.crc32(Path(__file__).read_bytes())  # other code may make other data
+    made_by = (Path(__file__), Path(__file__).parent.parent / "models/degradations.py")
+    code = zlib.crc32(b"".join(p.read_bytes() for p in made_by))  # other code may make other data
     settings = {"seed": seed, "setting": setting, "limit": limit, "code": code}
     if out.exists():
         stamp = out / "settings.json"
@@ -497,7 +498,7 @@ def write_demo(
             print(f"{out}: already there")
             return
         raise ValueError(f"{out}: exists, made with other settings or by another version of "
-                         "demo/data.py; delete it, or give another --out")
+                         "the code; delete it, or give another --out")
     work = out.with_name(out.name + ".partial")
     shutil.rmtree(work, ignore_errors=True)
     for split in ("train", "val", "test"):

@@ -27,7 +27,7 @@ class Place(NamedTuple):
     index: int  # of the set
     top: int  # GT pixels
     left: int
-    flip: bool  # horizontally
+    flip: bool  # horizontally: the image is mirrored first, then cut and degraded
     pick: float  # uniform in [0, 1), decides which ground truth
     rng: np.random.Generator
 
@@ -87,7 +87,7 @@ class MultiGTDataset:
         height, width = self.sets.sizes[index]
         top = int(rng.integers((height - size) // scale + 1)) * scale
         left = int(rng.integers((width - size) // scale + 1)) * scale
-        # PAPER: "the same training settings as HGGT", which flips horizontally and nothing else
+        # PAPER: "the same training settings as HGGT", which flips horizontally, before all else
         return Place(index, top, left, bool(rng.random() < 0.5), rng.random(), rng)
 
     def __getitem__(self, draw: int) -> dict[str, np.ndarray | int]:
@@ -98,8 +98,8 @@ class MultiGTDataset:
             choice = int(np.searchsorted(cumulative / cumulative[-1], place.pick, side="right"))
             members = [choice]
         original = self.image(place.index, 0)
-        lq = self.degrade(original, place.top, place.left, self.patch_size, place.rng)
-        lq = cv2.flip(lq, 1) if place.flip else lq
+        mirrored = cv2.flip(original, 1) if place.flip else original
+        lq = self.degrade(mirrored, place.top, place.left, self.patch_size, place.rng)
         gts = self.gt_patches(place, members, original)
         return {"lq": np.stack(cv2.split(lq)), "gts": gts, "choice": choice, "draw": draw}
 
@@ -114,7 +114,8 @@ class MultiGTDataset:
         patches = np.empty((len(members), 3, size, size), np.uint8)
         for patch, k in zip(patches, members, strict=True):
             image = self.image(place.index, k) if k or original is None else original
-            gt = image[place.top : place.top + size, place.left : place.left + size]
+            left = image.shape[1] - size - place.left if place.flip else place.left
+            gt = image[place.top : place.top + size, left : left + size]
             gt = cv2.flip(gt, 1) if place.flip else gt
             for plane, channel in zip(patch, cv2.split(gt), strict=True):  # twice numpy's speed
                 plane[:] = channel

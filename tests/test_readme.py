@@ -138,9 +138,9 @@ def test_differences_are_the_assumptions_in_the_code():
 LISTED = {
     "padding of 64 x 64 LQ": "a whole window", "degraded": "a crop with a margin",
     "drawn once per batch": "once per batch", "queue_size (pool)": "a pool",
-    "levels of Poisson noise": "thinned", "JPEG quality": "whole number",
-    "JPEG input and output": "8 bit", "JPEG colour samples": "interpolates",
-    "JPEG quantisation steps": "quantisation",
+    "JPEG quality": "whole numbers", "JPEG input and output": "8 bit",
+    "JPEG quantisation steps": "quantisation tables are whole numbers",
+    "JPEG, sides that 16 does not divide": "pads with black",
 }
 
 
