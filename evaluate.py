@@ -32,7 +32,6 @@ no-reference value among the GTs of a set, mean over the sets.
 import argparse
 import contextlib
 import functools
-import importlib.metadata
 import os
 import platform
 import sys
@@ -67,7 +66,14 @@ from models.metrics import (
     to_8bit,
 )
 from models.samplers import SAMPLERS
-from models.scores import ScoreCache, compared_key, file_hashes, file_key, output_key
+from models.scores import (
+    ScoreCache,
+    compared_key,
+    file_hashes,
+    file_key,
+    output_key,
+    pyiqa_version,
+)
 from models.weights import load_net
 
 SCALE = 4
@@ -136,7 +142,7 @@ def gold_standard(
         for key, gt in zip(keys[i], images[i].gts, strict=True):
             x = to_tensor(gt, device)
             for column in columns.values():
-                if key not in column.cache:  # one by one: a score does not depend on its batch
+                if key not in column.cache:  # one by one, as analyze_iqa.py does on a CPU
                     column.cache.score(column.function, {key: gt}, x)
     for column in columns.values():
         column.cache.share()
@@ -334,13 +340,6 @@ def protocol(
 def without_positive(sets: MultiGT) -> int:
     """Number of labelled sets without a Positive GT."""
     return 0 if sets.labels is None else int((sets.labels <= 0).all(1).sum())
-
-
-def pyiqa_version() -> str:
-    try:
-        return importlib.metadata.version("pyiqa")
-    except importlib.metadata.PackageNotFoundError:
-        return "absent"
 
 
 def write_tables(

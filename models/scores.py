@@ -13,6 +13,7 @@ import contextlib
 import csv
 import functools
 import hashlib
+import importlib.metadata
 import io
 import os
 import re
@@ -85,10 +86,17 @@ def rank_file(folder: Path, stem: str) -> Path:
 
 
 def cache_stem(name: str) -> str:
-    """File name of a metric's cache: "name" or "name@weights", the weights by their checksum."""
+    """A metric as a part of file names: "name" or "name@weights", the weights by their checksum."""
     name, _, file = name.partition("@")
-    stem = re.sub(r"[^\w.+-]", "_", name)
+    stem = re.sub(r"[^\w.+-]", "-", name)  # "-" is in no name of a module or function
     return f"{stem}-{file_digest(file)}" if file else stem
+
+
+def pyiqa_version() -> str:
+    try:
+        return importlib.metadata.version("pyiqa")
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
 
 
 def file_hashes(paths: Iterable[str], folder: Path) -> dict[str, str | OSError]:
@@ -173,6 +181,8 @@ class ScoreCache:
     def __init__(self, name: str, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
         stem, (rank, _) = cache_stem(name), rank_and_world()
+        if ":" not in name and name not in ("psnr", "ssim"):
+            stem += f"-pyiqa{pyiqa_version()}"  # its weights and code are those of its version
         self.path = rank_file(folder, stem)
         # As rank 0 reads it, for all: another run may be writing to the same folder
         self.known = gather(dict(self._read(folder, stem)) if rank == 0 else None)[0]

@@ -1,7 +1,6 @@
 """analyze_iqa.py: the tables on hand-made pairs and sets, the score cache, the script itself."""
 
 import csv
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 from make_data import make_hggt
 from PIL import Image
 from scipy.stats import spearmanr
+from scripts import ROOT, run_script
 
 import analyze_iqa
 from analyze_iqa import (
@@ -35,7 +35,6 @@ from models.iqa import load_iqa
 from models.metrics import split_pairs
 from models.scores import Scores, cache_stem
 
-ROOT = Path(__file__).resolve().parent.parent
 # Paper, Table 6.
 PAPER_TABLE6 = {
     "paq2piq": 76.41, "nima": 74.91, "musiq": 74.47, "liqe": 74.03, "arniqa-tid": 74.03,
@@ -290,13 +289,7 @@ def test_metric_names(own):
 
 
 def run(own: Path, *flags: str, processes: int = 0) -> subprocess.CompletedProcess:
-    command = [sys.executable]
-    if processes:
-        command += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}",
-                    "--standalone"]
-    env = os.environ | {"PYTHONPATH": str(own), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([*command, "analyze_iqa.py", *map(str, flags)], cwd=ROOT, env=env,
-                          capture_output=True, text=True, timeout=120)
+    return run_script("analyze_iqa.py", *flags, processes=processes, PYTHONPATH=own)
 
 
 def test_end_to_end(own):
@@ -398,7 +391,7 @@ def test_two_processes_give_the_same_tables(own, monkeypatch):
     together = run(own, *flags, "--out", own / "two", processes=2)
     assert together.returncode == 0, together.stderr
     assert together.stdout.count("large: 1 of") == 2  # in each phase, by one rank only
-    shards = sorted((own / "two/scores").glob("own_metrics_mean*.csv"))
+    shards = sorted((own / "two/scores").glob("own_metrics-mean*.csv"))
     rows = [len(shard.read_text().splitlines()) - 1 for shard in shards]
     assert len(rows) == 2 and sum(rows) == 11 and min(rows) == 5  # each image once, shared evenly
     main(parse_args([*map(str, flags), "--out", str(own / "one")]))
@@ -540,7 +533,7 @@ def test_each_image_is_scored_once_and_an_interrupted_run_resumes(own, monkeypat
     assert score(metric, images, own) == first  # nothing is scored, seconds are kept
     assert len(calls.read_text()) == 6
     # A kill cut the last line within its quality: that image alone is scored again.
-    cache = own / "own_metrics_mean.csv"
+    cache = own / "own_metrics-mean.csv"
     whole = cache.read_text()
     last = whole.rstrip("\n").rsplit("\n", 1)[1]
     cache.write_text(whole[: whole.rindex(last)] + last[: last.rindex(",") - 3])

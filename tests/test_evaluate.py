@@ -16,6 +16,7 @@ import torch
 from make_data import make_hggt, smooth_image, write_votes
 from PIL import Image
 from scipy.signal import convolve2d
+from scripts import ROOT, run_script
 
 import evaluate
 import finetune_lora
@@ -27,7 +28,6 @@ from models.rrdb import RRDBNet
 from models.scores import score_images
 from models.swinir import SwinIR
 
-ROOT = Path(__file__).resolve().parent.parent
 OWN_METRIC = """
 import torch
 SCORED = []  # images of each call
@@ -151,11 +151,8 @@ def arguments(root: Path, out: Path, *more: str) -> list[str]:
 
 def run(root: Path, *args: str) -> subprocess.CompletedProcess:
     """evaluate.py as a user runs it, where no weights can be had."""
-    env = {k: v for k, v in os.environ.items() if "proxy" not in k.lower() and k != "DEBUG"}
-    env |= {"PYTHONPATH": str(root), "TORCH_HOME": str(root / "torch"),
-            "HF_HOME": str(root / "hf"), "HF_ENDPOINT": "http://127.0.0.1:9"}
-    return subprocess.run([sys.executable, "evaluate.py", *args], cwd=ROOT, env=env, text=True,
-                          capture_output=True, timeout=200)
+    return run_script("evaluate.py", *args, PYTHONPATH=root, TORCH_HOME=root / "torch",
+                      HF_HOME=root / "hf", HF_ENDPOINT="http://127.0.0.1:9")
 
 
 def read(path: Path) -> tuple[list[str], list[dict[str, str]]]:

@@ -1,12 +1,10 @@
 """tools/upscale.py: what a photograph holds is kept; tiles equal the whole image."""
 
 import csv
-import os
 import struct
 import subprocess
 import sys
 import zlib
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -16,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from make_data import smooth_image
 from PIL import Image, ImageOps
+from scripts import ROOT, run_script
 from torch import nn
 
 from models import tiles
@@ -25,7 +24,6 @@ from models.rrdb import RRDBNet
 from models.swinir import SwinIR
 from tools.upscale import main, parse_args, upscale_photos
 
-ROOT = Path(__file__).resolve().parent.parent
 PROFILE = b"not a real profile, but kept" * 8
 
 
@@ -419,13 +417,9 @@ def ckpt(tmp_path_factory):
 
 
 def run(ckpt, *args, processes=0):
-    env = {k: v for k, v in os.environ.items() if k != "DEBUG" and "proxy" not in k.lower()}
-    env |= {"PYTHONPATH": str(ckpt.parent), "TORCH_HOME": str(ckpt.parent / "torch"),
-            "HF_HOME": str(ckpt.parent / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command = ["-m", "tools.upscale", "--ckpt", str(ckpt), *map(str, args)]
-    return subprocess.run([sys.executable, *(launch if processes else ()), *command],
-                          cwd=ROOT, env=env, text=True, capture_output=True, timeout=100)
+    return run_script("tools.upscale", "--ckpt", ckpt, *args, processes=processes,
+                      PYTHONPATH=ckpt.parent, TORCH_HOME=ckpt.parent / "torch",
+                      HF_HOME=ckpt.parent / "hf", HF_HUB_OFFLINE=1)
 
 
 def test_a_folder_of_photos(ckpt, tmp_path):

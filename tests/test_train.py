@@ -8,12 +8,12 @@ import shlex
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from make_data import make_hggt
+from scripts import ROOT, environment, run_script
 from torch import nn
 
 import finetune_lora
@@ -33,7 +33,6 @@ from models.samplers import choose_argmax, sampling_weights
 from models.swinir import SwinIR
 from train_sr import ema_update, lr_at
 
-ROOT = Path(__file__).resolve().parent.parent
 LABELS = np.array([[0, 1, 1, -1, 0], [0, -1, 0, 0, -1], [0, 1, 0, 0, 0]], np.int8)
 QUALITY = np.array([[50.0, 60.0, 70.0, 90.0, 40.0]] * 3)
 
@@ -154,18 +153,8 @@ def test_presets_are_the_papers():
 # ------------------------------------------------------------------------ real runs
 
 
-def environment():
-    return os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
-                         "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-
-
 def run(script, *flags, cwd, processes=0, ok=True):
-    command = [sys.executable]
-    if processes:
-        command += ["-m", "torch.distributed.run", "--standalone",
-                    f"--nproc_per_node={processes}"]
-    result = subprocess.run([*command, str(ROOT / script), *map(str, flags)], cwd=cwd,
-                            env=environment(), capture_output=True, text=True, timeout=170)
+    result = run_script(script, *flags, cwd=cwd, processes=processes)
     if ok:
         assert result.returncode == 0, result.stderr[-2000:]
     return result
@@ -264,7 +253,7 @@ def test_training_and_fine_tuning_by_several_metrics(base, monkeypatch, capsys):
     assert scale.shape == (2, 2) and len(said) == 2
     assert said[1].startswith(f"--iqa test_train:darkness: {scale[0, 1]:.4g} ± {scale[1, 1]:.4g}")
     assert float(read_log(base / "both/log.csv")[-1]["share_4"]) < 1
-    assert "test_train_sharpness+test_train_darkness" in str(
+    assert "test_train-sharpness+test_train-darkness" in str(
         load_file(base / "both/last.pt")["settings"])
     # Stopped and resumed: the scale is that of last.pt, not computed anew
     call(train_sr, *TINY, *two, "--steps", 2, "--out", "both2", cwd=base, monkeypatch=monkeypatch)
@@ -374,7 +363,7 @@ def test_every_sampler_trains(base, sampler):
     if sampler == "origs_only":
         assert float(row["share_0"]) == 1.0
     if sampler in ("sma", "smp"):
-        (cache,) = (base / "HGGT/.scores").glob("test_train*.csv")
+        (cache,) = (base / "HGGT/.scores").glob("test_train-*.csv")
         assert len(read_log(cache)) == 4 * 5
 
 

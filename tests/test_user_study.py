@@ -6,18 +6,17 @@ import io
 import json
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from make_data import smooth_image
 from PIL import Image, PngImagePlugin
+from scripts import run_script
 
 from demo import report
 from paper import user_study
 
-ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("Model-Alpha+FT", "Model-Beta")
 # Votes for model A out of 25: mean 69.67 %, median 68 %, standard error 4.81 %, as the paper rounds
 PAPER_COUNTS = [11, 13, 14, 14, 16, 17, 17, 18, 21, 21, 22, 25]
@@ -29,8 +28,7 @@ def run(command: str):
 
 
 def cli(*arguments) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "paper.user_study", *map(str, arguments)],
-                          cwd=ROOT, capture_output=True, text=True, timeout=60)
+    return run_script("paper.user_study", *arguments)
 
 
 def make_folders(root: Path, n: int, size: tuple[int, int] = (24, 32)) -> str:

@@ -190,11 +190,11 @@ def test_a_rank_that_fails_ends_all_with_its_message(base):
     result = run(*evaluation("rank"), "--lq", "gt", cwd=base, processes=2, ok=False)
     assert result.returncode != 0  # all ranks meet the same
     assert len(said(result.stderr)) == len(set(said(result.stderr))) == IMAGES
-    (base / "rank2/scores/faults.metrics_slow.rank1.csv").mkdir(parents=True)
+    (base / "rank2/scores/faults.metrics-slow.rank1.csv").mkdir(parents=True)
     result = run(*analysis("rank2"), cwd=base, processes=2, ok=False)
     assert result.returncode != 0
     line, = said(result.stderr)
-    assert line.startswith("analyze_iqa.py: [rank 0] ") and "faults.metrics_slow.rank1.csv" in line
+    assert line.startswith("analyze_iqa.py: [rank 0] ") and "faults.metrics-slow.rank1.csv" in line
 
 
 @pytest.mark.parametrize("flags", [evaluation, analysis])
