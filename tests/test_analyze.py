@@ -3,6 +3,7 @@
 import csv
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -357,7 +358,7 @@ def test_end_to_end(own):
     notes = (own / "out/table6.csv").read_text().split("pyiqa_name,")[0]
     assert "12 of the 12 pairs" in notes and "3 of each of 4 comparisons" in notes
     assert "seed 0" in notes and "bright = own_metrics:mean" in notes and "pyiqa 0." in notes
-    images = (own / "out/scores/piqe.csv").read_text().splitlines()
+    images = (own / f"out/scores/piqe-pyiqa{version('pyiqa')}.csv").read_text().splitlines()
     assert len(images) == 1 + 10 + 30
     assert sum("SBS/images/0.png" in line for line in images) == 1
 

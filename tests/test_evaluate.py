@@ -330,7 +330,7 @@ def test_an_interrupted_evaluation_resumes(work, tmp_path):
                       "--save-sr", str(tmp_path / "sr"))
     work.of(*flags)
     straight = tables(out)
-    psnr, mean = (tmp_path / f"scores/{name}.csv" for name in ("psnr", "own_metric_mean"))
+    psnr, mean = (tmp_path / f"scores/{name}.csv" for name in ("psnr", "own_metric-mean"))
     lines = psnr.read_text()
     last = lines.rstrip("\n").rindex("\n") + 1  # of the last network's last image
     psnr.write_text(lines[: (last + len(lines)) // 2])
