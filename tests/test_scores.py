@@ -127,10 +127,10 @@ def test_a_read_only_cache_serves_what_it_has(tmp_path, monkeypatch):
         raise PermissionError(path)
 
     images = {"a": save(tmp_path / "a.png", 1)}
-    first = score_images("own:mean", Brightness, images, tmp_path / "cache")
+    first = score_images("m:mean", Brightness, images, tmp_path / "cache")
     monkeypatch.setattr(scores, "append_rows", refuse)
     monkeypatch.setattr(scores, "SETTLED_NS", -(10**12))  # there is a hash to remember
-    assert score_images("own:mean", None, images, tmp_path / "cache") == first
+    assert score_images("m:mean", None, images, tmp_path / "cache") == first
 
 
 # ------------------------------------------------------------------------- keys
@@ -165,19 +165,19 @@ def test_scores_are_kept_to_the_bit_and_labels_are_only_labels(tmp_path):
 
 def test_wherever_a_kill_cuts_the_last_line_the_rest_is_kept(tmp_path):
     paths = {name: save(tmp_path / f"{name}.png", 9 * i) for i, name in enumerate("abc")}
-    straight = score_images("own:mean", Brightness, paths, tmp_path)
-    file = tmp_path / "own-mean.csv"
+    straight = score_images("m:mean", Brightness, paths, tmp_path)
+    file = tmp_path / "m-mean.csv"
     whole = file.read_text()
     begin = whole.rstrip("\n").rindex("\n") + 1
     for cut in range(begin, len(whole) + 1):
         file.write_text(whole[:cut])
         net = Brightness()
-        found = score_images("own:mean", lambda net=net: net, paths, tmp_path)
+        found = score_images("m:mean", lambda net=net: net, paths, tmp_path)
         assert found.quality == straight.quality
         # Cut within the seconds or after, the score is whole
         assert net.calls == (cut <= whole.rindex(",") + 1)
         net = Brightness()
-        assert score_images("own:mean", lambda net=net: net, paths, tmp_path).quality == found.quality
+        assert score_images("m:mean", lambda net=net: net, paths, tmp_path).quality == found.quality
         assert net.calls == 0
 
 
@@ -187,24 +187,24 @@ def test_other_weights_have_another_file(tmp_path):
     for content, calls in ((b"one", 1), (b"two", 1), (b"one", 0)):
         weights.write_bytes(content)
         net = Brightness()
-        score_images(f"own:mean@{weights}", lambda net=net: net, image, tmp_path / "cache")
+        score_images(f"m:mean@{weights}", lambda net=net: net, image, tmp_path / "cache")
         assert net.calls == calls
-    assert len(list((tmp_path / "cache").glob("own-mean-*.csv"))) == 2
+    assert len(list((tmp_path / "cache").glob("m-mean-*.csv"))) == 2
 
 
 def test_a_full_disk_is_named(tmp_path):
     """A file size limit stands for it."""
     images, size = {"a": save(tmp_path / "a.png", 1)}, 10**5
-    (tmp_path / "own-mean.csv").write_text("x" * (size - 10))
+    (tmp_path / "m-mean.csv").write_text("x" * (size - 10))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     try:
         with pytest.raises(OSError, match=r"mean\.csv: File too large"):
-            score_images("own:mean", Brightness, images, tmp_path)
+            score_images("m:mean", Brightness, images, tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     net = Brightness()
-    assert score_images("own:mean", lambda: net, images, tmp_path) and net.calls == 1
+    assert score_images("m:mean", lambda: net, images, tmp_path) and net.calls == 1
 
 
 # ------------------------------------------------------------------------- score_images
@@ -214,28 +214,28 @@ def test_equal_content_is_scored_once_whatever_its_name(tmp_path):
     images = {name: save(tmp_path / f"{name}.png", level) for name, level in
               (("a", 10), ("b", 20), ("copy of a", 10))}
     net = Brightness()
-    found = score_images("own:mean", lambda: net, images, tmp_path / "cache")
+    found = score_images("m:mean", lambda: net, images, tmp_path / "cache")
     assert net.calls == 2 and found.quality["a"] == found.quality["copy of a"]
     assert list(found.quality) == list(images)
     os.rename(images["b"], tmp_path / "renamed.png")
-    again = score_images("own:mean", None, {"r": str(tmp_path / "renamed.png")}, tmp_path / "cache")
+    again = score_images("m:mean", None, {"r": str(tmp_path / "renamed.png")}, tmp_path / "cache")
     assert again.quality == {"r": found.quality["b"]}
     assert again.seconds <= found.seconds
     save(tmp_path / "a.png", 30)  # another content under the old name, of equal size
     age(images["a"])
-    found = score_images("own:mean", lambda: net, images | {"b": str(tmp_path / "renamed.png")},
+    found = score_images("m:mean", lambda: net, images | {"b": str(tmp_path / "renamed.png")},
                          tmp_path / "cache")
     assert net.calls == 3 and found.quality["a"] == pytest.approx(30 / 255)
 
 
 def test_an_unreadable_file_is_a_failure_of_its_own(tmp_path, capsys):
     images = {"a": save(tmp_path / "a.png", 1), "gone": str(tmp_path / "gone.png")}
-    found = score_images("own:mean", Brightness, images, tmp_path / "cache")
+    found = score_images("m:mean", Brightness, images, tmp_path / "cache")
     assert list(found.quality) == ["a"]
     assert np.isnan(found.of(np.array(["gone"], object))).all()
-    assert capsys.readouterr().out == ("mean: 1 of 2 images not scored: gone: [Errno 2] No such "
+    assert capsys.readouterr().out == ("m:mean: 1 of 2 images not scored: gone: [Errno 2] No such "
                                        f"file or directory: '{tmp_path}/gone.png'\n")
-    assert score_images("own:mean", Brightness, {"gone": images["gone"]}, tmp_path / "cache") is None
+    assert score_images("m:mean", Brightness, {"gone": images["gone"]}, tmp_path / "cache") is None
 
 
 def large_only(x):
@@ -282,7 +282,7 @@ def test_a_metric_is_given_up_after_many_failures_without_a_success(tmp_path, ba
         images[f"a{i:02}"] = str(tmp_path / f"a{i:02}.png")
         Path(images[f"a{i:02}"]).write_text(f"not an image, {i}")
     images["z"] = save(tmp_path / "z.png", 100)
-    found = score_images("own:mean", Brightness, images, tmp_path / "cache")
+    found = score_images("m:mean", Brightness, images, tmp_path / "cache")
     assert found is None if given_up else list(found.quality) == ["z"]
 
 
@@ -293,11 +293,11 @@ def test_images_of_several_sizes_are_scored_in_batches_and_once(tmp_path, monkey
     sides = (32, 24, 32, 32, 40, 24)
     images = {f"data/{i}, image.png": save(tmp_path / f"{i}, image.png", 20 * i, side)
               for i, side in enumerate(sides)}
-    found = score_images("own:mean", Brightness, images, tmp_path / "cache", batch_size=2)
+    found = score_images("m:mean", Brightness, images, tmp_path / "cache", batch_size=2)
     assert sorted(batches) == [[24, 24], [32], [32, 32], [40]]
     for i, q in enumerate(found.quality.values()):
         assert q == pytest.approx(20 * i / 255, rel=1e-6)
-    assert score_images("own:mean", None, images, tmp_path / "cache") == found  # with its seconds
+    assert score_images("m:mean", None, images, tmp_path / "cache") == found  # with its seconds
 
 
 def test_an_image_is_decoded_once_for_several_metrics_as_far_as_memory_allows(tmp_path,
@@ -325,7 +325,7 @@ def test_an_image_is_decoded_once_for_several_metrics_as_far_as_memory_allows(tm
 
 
 def test_nothing_to_score(tmp_path):
-    assert score_images("own:mean", None, {}, tmp_path) == Scores({}, 0)
+    assert score_images("m:mean", None, {}, tmp_path) == Scores({}, 0)
 
 
 WORKER = """
@@ -343,7 +343,7 @@ class Brightness(torch.nn.Module):
 
 rank, world, device = init_distributed()
 images = {path.stem: str(path) for path in Path("images").iterdir()}
-found = score_images("own:mean", Brightness, images, Path("cache"), device)
+found = score_images("m:mean", Brightness, images, Path("cache"), device)
 Path(f"found{rank}.json").write_text(json.dumps(found.quality, sort_keys=True))
 cleanup()
 """
@@ -363,8 +363,8 @@ def test_two_processes_share_the_work_and_one_resumes_it(tmp_path):
     assert (tmp_path / "found0.json").read_text() == (tmp_path / "found1.json").read_text()
     images = {path.stem: str(path) for path in (tmp_path / "images").iterdir()}
     net = Brightness()
-    assert len(score_images("own:mean", lambda: net, images, tmp_path / "cache").quality) == 8
+    assert len(score_images("m:mean", lambda: net, images, tmp_path / "cache").quality) == 8
     assert net.calls == 0
-    (tmp_path / "cache/own-mean.rank1.csv").unlink()
-    assert len(score_images("own:mean", lambda: net, images, tmp_path / "cache").quality) == 8
+    (tmp_path / "cache/m-mean.rank1.csv").unlink()
+    assert len(score_images("m:mean", lambda: net, images, tmp_path / "cache").quality) == 8
     assert net.calls == 3
