@@ -32,7 +32,6 @@ no-reference value among the GTs of a set, mean over the sets.
 import argparse
 import contextlib
 import functools
-import os
 import platform
 import sys
 from collections.abc import Callable
@@ -54,7 +53,7 @@ from models.distributed import (
     rank_and_world,
     rank_zero_first,
 )
-from models.hggt import MultiGT, index_sets, png_size, read_rgb
+from models.hggt import MultiGT, read_rgb
 from models.metrics import (
     CROP_BORDER,
     METRICS,
@@ -74,9 +73,9 @@ from models.scores import (
     output_key,
     pyiqa_version,
 )
+from models.testset import find_hggt_test, find_realsr
 from models.weights import load_net
 
-SCALE = 4
 GOLD = "Gold Standard"
 HEAD = ["model", "label", "nr_metric", "lambda_a", "no_human_labels"]  # the table's first columns
 DECIMALS = {"ssim": 3, "lpips": 3, "lpips_st": 3, "dists": 3}  # of the printed table; else 2
@@ -197,58 +196,16 @@ def score_sr(
 # ------------------------------------------------------------------------- inputs
 
 
-def find_realsr(root: str) -> tuple[MultiGT, list[str]]:
-    """RealSR v3's x4 pairs below a folder: the HR images as sets of one GT, and their LQ files.
-
-    Only folders that hold *_LR4.png count; below a whole RealSR, with Train/ and Test/, only Test/.
-    An image is named by its path below the folder. Raises FileNotFoundError if there is none.
-    """
-    # ASSUMED: whole images under Test-100's protocol, the HR image as the one GT, both cameras in
-    # one mean. The paper names the set and its 100 images, not the border, tiles or the mean.
-    folders = {f.parent for f in Path(root).rglob("*_LR4.png")}
-    folders = [f for f in folders if "Test" in f.relative_to(root).parts] or folders
-    gts = sorted(gt for folder in folders for gt in folder.glob("*_HR.png"))
-    if not gts:
-        raise FileNotFoundError(f"{root}: no *_HR.png with *_LR4.png found; give the folder of "
-                                "RealSR(V3) (--realsr)")
-    stems = [str(gt).removesuffix("_HR.png") for gt in gts]
-    names = [os.path.relpath(stem, root) for stem in stems]
-    sizes = np.array([png_size(gt) for gt in gts])
-    return MultiGT(root, names, [[str(gt)] for gt in gts], None, sizes), [
-        f"{stem}_LR4.png" for stem in stems
-    ]
-
-
-def check_pairs(sets: MultiGT, lq_files: list[str], realsr: bool) -> list[str]:
-    """A line for each LQ image that is missing, unreadable or not a quarter of its GT."""
-    problems = []
-    for (height, width), file in zip(sets.sizes.tolist(), lq_files, strict=True):
-        try:
-            h, w = read_rgb(file).shape[:2]
-        except (ValueError, OSError) as error:
-            missing = isinstance(error, FileNotFoundError)
-            problems.append(f"{file}: no such LQ image" if missing else str(error))
-            continue
-        if (h, w) == (height, width) and realsr:
-            problems.append(f"{file}: as large as its HR image, as in RealSR V1 and V2; get V3")
-        elif (h * SCALE, w * SCALE) != (height, width):
-            problems.append(f"{file}: {w}x{h}, but its GT is {width}x{height}; the GT must be "
-                            f"{SCALE} times as large")
-    return problems
-
-
 def read_test_set(args: argparse.Namespace) -> tuple[MultiGT, list[TestImage], list[str]]:
-    """The sets of --gt or --realsr, the same as images, and a line for all that is wrong."""
+    """The sets of --gt or --realsr, the same as images, and a line for each problem."""
     if args.realsr:
-        sets, lq_files = find_realsr(args.realsr)
-        problems = []
+        sets, lq_files, problems = rank_zero_first(lambda: find_realsr(args.realsr))
     else:
-        sets, problems = rank_zero_first(lambda: index_sets(args.gt))
-        lq_files = [os.path.join(args.lq, f"{name}.png") for name in sets.names]
+        sets, lq_files, problems = rank_zero_first(lambda: find_hggt_test(args.gt, args.lq))
     labels = [None] * len(sets.names) if sets.labels is None else sets.labels
     images = [TestImage(name, lq, gts, references(gts, of_set)) for name, lq, gts, of_set
               in zip(sets.names, lq_files, sets.paths, labels, strict=True)]
-    return sets, images, problems + check_pairs(sets, lq_files, bool(args.realsr))
+    return sets, images, problems
 
 
 def read_columns(args: argparse.Namespace, sets: MultiGT) -> tuple[dict[str, str], list[str]]:

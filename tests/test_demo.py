@@ -24,9 +24,9 @@ import finetune_lora
 import train_sr
 from demo import data, quality, report, run
 from demo.nets import start_as_interpolation
-from evaluate import check_pairs, find_realsr
 from models.checkpoint import read_csv, save_atomic, write_csv
 from models.hggt import load_sets
+from models.testset import find_realsr
 from paper import user_study
 from train_sr import PRESETS
 
@@ -101,9 +101,9 @@ def test_lq_and_pristine_belong_to_the_sets(demo):
 
 
 def test_cameras_are_in_realsr_layout(demo):
-    sets, lq = find_realsr(demo / "RealSR(V3)")
+    sets, lq, problems = find_realsr(demo / "RealSR(V3)")
     assert sets.names == ["Canon/Test/4/chelsea0", "Nikon/Test/4/chelsea1"]
-    assert check_pairs(sets, lq, True) == []
+    assert problems == []
     original = demo / "HGGT/Test/GT/Test-100/images/original/chelsea0.png"
     assert Path(sets.paths[0][0]).read_bytes() == original.read_bytes()
 

@@ -10,7 +10,6 @@ exist yet. Lines that begin with # are skipped. --data prints counts, sizes, lab
 """
 
 import argparse
-import os
 import shlex
 import shutil
 import sys
@@ -26,9 +25,10 @@ import train_sr
 from models.checkpoint import one_line
 from models.discriminator import UNetDiscriminatorSN
 from models.distributed import clean_exit
-from models.hggt import check_data, index_sets, load_sets
+from models.hggt import check_data, load_sets
 from models.metrics import load_metric, pyiqa_name
 from models.samplers import LABELLED, SCORING
+from models.testset import find_hggt_test, find_realsr
 from models.weights import load_discriminator, load_like, prefetch
 
 SCRIPTS = {f"{script.__name__}.py": script
@@ -67,16 +67,15 @@ def check_sets(folder: str, labels: bool) -> None:
 
 def check_test(gt: str, lq: str) -> list[str]:
     """Index a test set, and compare its LQ images with the GTs."""
-    sets, problems = index_sets(gt)
-    files = [os.path.join(lq, f"{name}.png") for name in sets.names]
+    sets, _, problems = find_hggt_test(gt, lq)
     print(f"{gt}: {len(sets.names)} test images")
-    return problems + evaluate.check_pairs(sets, files, False)
+    return problems
 
 
 def check_realsr(folder: str) -> list[str]:
-    sets, files = evaluate.find_realsr(folder)
+    sets, _, problems = find_realsr(folder)
     print(f"{folder}: {len(sets.names)} test images")
-    return evaluate.check_pairs(sets, files, True)
+    return problems
 
 
 def check_file(path: str) -> None:
