@@ -22,6 +22,7 @@ from torch import nn
 from benchmarks.common import abba, spread, write_results
 from benchmarks.photos import write_sets
 from demo.quality import QNet
+from models.distributed import clean_exit
 from models.iqa import load_iqa
 from models.scores import read_batches, read_or_error, score_images
 
@@ -90,4 +91,5 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    with clean_exit("benchmarks.analyze"):
+        main(parse_args())

@@ -31,7 +31,7 @@ from models import degradations
 from models.cache import PixelCache
 from models.dataset import MultiGTDataset, StepBatchSampler
 from models.degradations import apply_degradation, degrade_patch, draw_degradation
-from models.distributed import keep_freed_memory, start_worker
+from models.distributed import clean_exit, keep_freed_memory, start_worker
 from models.hggt import MultiGT, load_sets, read_rgb
 from models.samplers import sampling_weights
 from train_sr import PRESETS
@@ -216,4 +216,5 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    with clean_exit("benchmarks.loader"):
+        main(parse_args())

@@ -35,6 +35,7 @@ from models import swinir
 from models.dataset import MultiGTDataset
 from models.degradations import degrade_patch
 from models.discriminator import UNetDiscriminatorSN
+from models.distributed import clean_exit
 from models.hggt import load_sets
 from models.iqa import load_iqa
 from models.losses import VGG19_LAYERS, VGG19_WEIGHTS, VGG19Loss, gan_loss_g
@@ -312,4 +313,5 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    with clean_exit("benchmarks.step"):
+        main(parse_args())

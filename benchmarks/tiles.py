@@ -15,6 +15,7 @@ from skimage import data
 from torch import Tensor, nn
 
 from benchmarks.common import write_results
+from models.distributed import clean_exit
 from models.metrics import to_8bit
 from models.tiles import OVERLAP, spans, upscale
 from models.weights import load_net
@@ -66,4 +67,5 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    with clean_exit("benchmarks.tiles"):
+        main(parse_args())

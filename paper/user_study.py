@@ -287,6 +287,8 @@ def is_vote(vote: object) -> bool:
 
 def read_votes(path: str, key: dict) -> tuple[str, list[dict]]:
     """(rater, votes) of one file; ValueError unless it is complete and of this study."""
+    if not Path(path).exists():
+        raise FileNotFoundError(f"{path}: no such file; give the JSON files that the raters sent")
     data = read_json(path)
     study, rater, votes = data.get("study"), data.get("rater"), data.get("votes")
     if study != key["study"]:

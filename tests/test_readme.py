@@ -7,6 +7,7 @@ import inspect
 import io
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,20 +16,31 @@ from pathlib import Path
 
 import pytest
 
+import analyze_iqa
+import evaluate
 import train_sr
 from demo.run import Demo
 from models import degradations
 from models.checkpoint import read_csv
 from models.discriminator import UNetDiscriminatorSN
 from models.losses import VGG19_WEIGHTS
+from models.metrics import pyiqa_name
+from tools.prefetch import PAPER_NAMES
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text()
          for path in [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]}
 README = PAGES["README.md"]
-# Commands that the pages call; as shell functions they print their arguments instead of running
-STUBS = "set -e\n" + "".join(f"{name}() {{ printf '%s\\x1f' {name} \"$@\"; echo; }}\n" for name in
-                             ("python", "torchrun", "bash", "pip", "source", "xdg-open"))
+# Commands that the pages call; as shell functions they print their arguments instead of running.
+# `python -c` alone runs, since its output is part of another command.
+STUBS = "set -e\n" + "".join(
+    f"{name}() {{ printf '%s\\x1f' {name} \"$@\"; echo; }}\n"
+    for name in ("python3", "torchrun", "bash", "pip", "source", "xdg-open"))
+STUBS += f'''python() {{
+  if [ "$1" = -c ]; then {shlex.quote(sys.executable)} "$@"; return; fi
+  printf '%s\\x1f' python "$@"; echo
+}}
+'''
 WRITTEN_BY_THE_READER = {"my_iqa.py"}
 
 
@@ -48,7 +60,7 @@ def code_blocks(text, language):
 
 
 def command_lines(script):
-    """The commands of a shell script, as lists of words expanded by bash; none of them runs."""
+    """The commands of a shell script, as lists of words expanded by bash; they do not run."""
     done = subprocess.run(["bash", "-c", STUBS + script], cwd=ROOT, capture_output=True, text=True,
                           timeout=60)
     assert done.returncode == 0, done.stderr
@@ -305,6 +317,23 @@ def test_the_paper_is_printed_and_every_pattern_matches_a_step():
             assert any(fnmatchcase(step, pattern) for step in steps), pattern
 
 
+def test_paths_of_the_inputs_are_the_defaults_of_the_papers_run():
+    rows = table_rows(section("docs/data.md", "Where data and weights come from"))[1:]
+    script = (ROOT / "run_all.sh").read_text()
+    defaults = re.findall(r"\$\{([A-Z0-9_]+):-([^}]*/[^}]*)\}", script)
+    assert len(rows) == 6
+    assert {(row[0].strip("`"), row[1].strip("`")) for row in rows} == set(defaults)
+
+
+def test_prefetch_commands_fetch_what_they_say():
+    default, analysis, _ = command_lines(
+        code_blocks(section("docs/quality-models.md", "Weights, and offline machines"), "bash")[0])
+    table5 = {pyiqa_name(name) for name in evaluate.METRICS if name not in ("psnr", "ssim")}
+    assert default[3:] == ["--into", "weights"]
+    assert set(PAPER_NAMES) == table5 | {"paq2piq", "vgg19"}
+    assert analysis[3:] == ["--into", "weights", *analyze_iqa.METRICS]
+
+
 def test_moved_commands_exist():
     text = section("docs/moved.md", "Commands")
     commands = [row[1].strip("`") for row in table_rows(text)[1:] if row[1].startswith("`")]
@@ -312,6 +341,9 @@ def test_moved_commands_exist():
     for words in command_lines("\n".join(commands)):
         if words[0] == "bash":
             check_command(words)
+            continue
+        if words[0] == "python3":  # tools/environment.py, which parses no flags
+            target(words)
             continue
         name, arguments = target(words)
         text = help_text(name, *arguments[: name == "paper.user_study"])
@@ -347,6 +379,24 @@ def test_a_piece_runs_beside_nothing_but_its_file(tmp_path, file, name, code):
     assert result.stdout.strip() and len(lines) <= 6
 
 
+def test_what_to_install_for_a_piece_is_what_it_imports():
+    pip = {"cv2": "opencv-python-headless"}
+    with_pyiqa = {"scipy", "huggingface_hub"}  # pyiqa requires both
+    rows = [row for row in table_rows(PAGES["docs/pieces.md"]) if row[0].startswith("`models/")]
+    assert {e[0] for e in EXAMPLES} < {row[0].strip("`") for row in rows}
+    for file, command in rows:
+        imported = set()
+        for node in ast.walk(ast.parse((ROOT / file.strip("`")).read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {name.name.split(".")[0] for name in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(node.module.split(".")[0])
+        imported -= sys.stdlib_module_names
+        imported -= with_pyiqa if "pyiqa" in imported else set()
+        listed = set(command.strip("`").removeprefix("pip install ").split())
+        assert listed == {pip.get(name, name) for name in imported}, file
+
+
 # ------------------------------------------------------------------------- numbers
 
 
@@ -373,12 +423,15 @@ def test_demo_numbers_are_those_of_the_committed_tables():
               if re.fullmatch(r"\d of \d", row[1])}
     assert listed == held
 
-    # Fine-tuning AMO: on seed 0, and in the mean of the five
+    # Fine-tuning AMO: on seed 0, and in the mean of the five; README's caption compares both
     noise = {row["row"]: row for row in read_csv(ROOT / "results/demo/structured_noise.csv")[0]}
     tuned = noise["SwinIR-AMO+FT"]
     gains = [float(means["AMO+FT"][m]) - float(means["AMO"][m]) for m in ("q", "psnr")]
-    assert (f"Q by {float(tuned['d_quality']):.1f} for {-float(tuned['d_psnr']):.1f} dB; in the "
-            f"mean of the five, by {gains[0]:.1f} for {-gains[1]:.1f} dB") in one_line(page)
+    assert (f"raises Q by {float(tuned['d_quality']):.1f} for {-float(tuned['d_psnr']):.1f} dB of "
+            f"PSNR to the positives; in the mean of the five seeds, by {gains[0]:.1f} for "
+            f"{-gains[1]:.1f} dB") in one_line(page)
+    assert gains[0] < float(tuned["d_quality"])
+    assert abs(float(noise["SwinIR-AMO+FT_Q0"]["d_quality"])) < 1
     chain = [float(means[row]["psnr"]) for row in ("OrigsOnly", "Rand", "UPos", "SMA", "AMO")]
     assert max(chain) - min(chain) < 0.3 and max(chain) in chain[2:4]
 
@@ -388,6 +441,13 @@ def test_readme_counts_are_those_of_the_committed_table():
     assert re.findall(r"\d of \d", text) == [held[name] for name in (
         "Q rises", "judge rises", "PSNR to the original falls",
         "PSNR to the positives falls from Rand on")]
+
+
+def test_psnr_falls_along_the_whole_chain_in_the_paper():
+    psnr = {row["model"]: row["psnr"] for row in read_csv(ROOT / "paper/table5.csv")[0]}
+    for net in ("SwinIR", "RealESRGAN"):
+        chain = [float(psnr[f"{net}-{row}"]) for row in ("OrigsOnly", "Rand", "UPos", "SMA", "AMO")]
+        assert all(a > b for a, b in zip(chain, chain[1:], strict=False)), net
 
 
 def test_speeds_are_those_of_the_committed_benchmarks():

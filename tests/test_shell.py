@@ -22,6 +22,7 @@ import finetune_lora
 import train_sr
 from models.checkpoint import save_atomic
 from models.discriminator import UNetDiscriminatorSN
+from models.iqa import MetricUnavailable, RefusedFile
 from tools import check, environment
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -374,11 +375,43 @@ def test_all_problems_are_listed_at_once(ready, tmp_path, monkeypatch):
         "swinir.pt: SwinIR of another size", "nowhere: no such folder", "none.pth: no such file",
         "swinir.pt: holds no discriminator", "img01.png: 17x16, but its GT is 64x64",
         "img02.png: 18x16", "img03.png: no such LQ image", "as large as its HR image",
-        "musiq: OSError: no network for musiq", "vgg19: OSError: no network for vgg19"]
+        "musiq, vgg19: weights are missing and cannot be downloaded; on a machine with a network, "
+        "run: python -m tools.prefetch musiq vgg19"]
     for text in expected:
-        assert sum(text.replace("OSError: ", "") in line.replace("OSError: ", "")
-                   for line in problems) == 1, (text, problems)
+        assert sum(text in line for line in problems) == 1, (text, problems)
+    assert problems[-1] == expected[-1]
     assert len(problems) == len(expected) and not any("\n" in line for line in problems)
+
+
+def test_missing_weights_share_a_line_and_other_problems_of_metrics_do_not(
+    ready, tmp_path, monkeypatch
+):
+    package = MetricUnavailable("metric liqe: No module named 'clip';\npip install clip")
+    package.__cause__ = ModuleNotFoundError("No module named 'clip'")
+    raised = {"musiq": MetricUnavailable("metric musiq: no weights"), "liqe": package,
+              "nima": RefusedFile("nima.pth: truncated"), "vgg19": FileNotFoundError("no VGG19")}
+
+    def prefetch(name):
+        raise raised[name]
+
+    def load_metric(name, device):
+        raise OSError("cannot be read")
+
+    monkeypatch.setattr(check, "prefetch", prefetch)
+    monkeypatch.setattr(check, "load_metric", load_metric)
+    make_hggt(tmp_path / "hggt")
+    net, pairs = tiny(tmp_path / "net.pt"), tmp_path / "pairs.csv"
+    pairs.touch()
+    assert problems_of(
+        f"analyze_iqa.py --pairs {pairs} --metrics musiq liqe nima own=musiq@{pairs}",
+        f"train_sr.py --net swinir_tiny --data {tmp_path}/hggt --init {net} --sampler rand",
+    ) == [
+        "liqe: metric liqe: No module named 'clip'; pip install clip",
+        "nima: nima.pth: truncated",
+        f"musiq@{pairs}: cannot be read",
+        "musiq, vgg19: weights are missing and cannot be downloaded; on a machine with a network, "
+        "run: python -m tools.prefetch musiq vgg19",
+    ]
 
 
 def test_a_plan_with_problems_exits_2_with_a_line_each(tmp_path):

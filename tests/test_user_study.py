@@ -366,7 +366,8 @@ def test_bad_vote_files_are_refused_by_name(study, tmp_path):
     text.write_bytes(b"\xff\xfe\x00 not JSON")
     listed.write_text("[1]")
     expected |= {cut: "not JSON, or truncated", text: "not JSON, or truncated",
-                 listed: "holds a list", tmp_path / "absent.json": "No such file"}
+                 listed: "holds a list", tmp_path / "absent.json":
+                     "no such file; give the JSON files that the raters sent"}
     result = cli("analyze", good, *expected, "--key", folder / "key.json", "--out",
                  tmp_path / "out.csv")
     assert result.returncode == 2 and not (tmp_path / "out.csv").exists()

@@ -26,6 +26,7 @@ from models.checkpoint import one_line
 from models.discriminator import UNetDiscriminatorSN
 from models.distributed import clean_exit
 from models.hggt import check_data, load_sets
+from models.iqa import PREFETCH
 from models.metrics import load_metric, pyiqa_name
 from models.samplers import LABELLED, SCORING
 from models.testset import find_hggt_test, find_realsr
@@ -36,6 +37,10 @@ SCRIPTS = {f"{script.__name__}.py": script
 TRAINING = ("train_sr.py", "finetune_lora.py")
 Command = tuple[str, argparse.Namespace, int]  # script, its flags, torchrun's processes or 0
 Check = tuple[Callable, ...]  # a function and its arguments
+
+
+class MissingWeights(Exception):
+    """The weights of a metric, or of vgg19, are missing and cannot be downloaded; its name."""
 
 
 def read_plan(lines: Iterable[str]) -> list[Command]:
@@ -54,7 +59,8 @@ def read_plan(lines: Iterable[str]) -> list[Command]:
 
 
 # ------------------------------------------------------------------------- single checks
-# Each prints what it has found, and raises ValueError or OSError, or returns a list of problems.
+# Each prints what it has found, and raises ValueError, OSError or MissingWeights, or returns a list
+# of problems.
 
 
 def check_sets(folder: str, labels: bool) -> None:
@@ -100,12 +106,16 @@ def check_metric(name: str) -> None:
 
     name: pyiqa's; with @FILE, as a column of a table has it
     """
+    own = ":" in name or "@" in name  # your own metric, or your own weights
     try:
-        if ":" in name or "@" in name:  # your own metric, or your own weights
+        if own:
             load_metric(name, torch.device("cpu"))
         else:
             prefetch(name)
     except (ValueError, OSError, ImportError) as error:
+        package = isinstance(error.__cause__, ImportError)  # what is missing is a package
+        if isinstance(error, OSError) and not own and not package:
+            raise MissingWeights(name) from error
         raise ValueError(f"{name}: {one_line(error)}") from error
     print(f"{name}: ready", flush=True)
 
@@ -165,7 +175,7 @@ def training_needs(args: argparse.Namespace, written: set[str]) -> Iterator[Chec
 
 def check_plan(commands: list[Command]) -> list[str]:
     """All that is missing or wrong, a line each."""
-    problems, needs = check_machine(commands), []
+    problems, needs, missing = check_machine(commands), [], []
     written = {str(Path(args.out)) for script, args, _ in commands
                if script in TRAINING and args.out}
     for script, args, _ in commands:
@@ -179,8 +189,13 @@ def check_plan(commands: list[Command]) -> list[str]:
     for check, *arguments in sorted(dict.fromkeys(needs), key=lambda c: c[0] is check_metric):
         try:
             problems += check(*arguments) or []
+        except MissingWeights as error:
+            missing.append(str(error))
         except (ValueError, OSError) as error:
             problems.append(one_line(error))
+    if missing:
+        problems.append(f"{', '.join(missing)}: weights are missing and cannot be downloaded; on a "
+                        f"machine with a network, run: {PREFETCH} {' '.join(missing)}")
     return list(dict.fromkeys(problems))
 
 
