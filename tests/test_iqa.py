@@ -412,7 +412,7 @@ def test_runs_with_the_prefetched_folder_try_no_network(prefetched, tmp_path):
         f"{images}/original/img0{i}.png,{images}/01/img0{i}_01.png,0.9\n" for i in range(2)))
     runs = [
         ("train_sr", "--net swinir_tiny --data hggt --sampler amo --steps 1 --batch-size 1 "
-         "--patch-size 32 --num-workers 0 --out run"),
+         "--patch-size 32 --num-workers 0 --init none --out run"),
         ("evaluate", "--models AMO=run/net_g_ema.pt --gt hggt/Train/images/0-4 --lq lq "
          "--metrics psnr musiq --out table5.csv --require-all"),
         ("analyze_iqa", "--pairs pairs.csv --metrics musiq --out analysis"),
