@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import train_sr
-from models.checkpoint import save_atomic, sha256
+from models.checkpoint import check_finite, save_atomic, sha256
 from models.distributed import clean_exit, cleanup
 from models.lora import add_lora, lora_state, merge_lora
 from models.quality import load_quality
@@ -76,17 +76,18 @@ def main(args: argparse.Namespace) -> None:
     # The adapters alone, and the merged plain network
     if args.rank == 0:
         out = Path(args.out)
+        adapters = lora_state(net_ema)
+        check_finite(adapters, f"{out}: the adapters are not written")
+        merged = train_sr.ema_checkpoint(merge_lora(net_ema), args)
         if not args.full:
             save_atomic(
                 {
-                    "lora": lora_state(net_ema), "rank": args.lora_rank,
-                    "alpha": float(args.lora_rank), "targets": list(preset["targets"]),
-                    "base_sha256": base_sha256,
+                    "lora": adapters, "rank": args.lora_rank, "alpha": float(args.lora_rank),
+                    "targets": list(preset["targets"]), "base_sha256": base_sha256,
                 },
                 out / "lora.pt",
             )
-            merge_lora(net_ema)
-        save_atomic(train_sr.ema_checkpoint(net_ema, args), out / "net_g_ema.pt")
+        save_atomic(merged, out / "net_g_ema.pt")
         print(f"wrote {out / 'net_g_ema.pt'}")
     cleanup()
 

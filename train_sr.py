@@ -34,7 +34,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from models.cache import PixelCache
-from models.checkpoint import file_digest, save_atomic
+from models.checkpoint import check_finite, file_digest, save_atomic
 from models.dataset import MultiGTDataset, StepBatchSampler, check_patch_size
 from models.degradations import degrade_patch, usm_sharpen
 from models.discriminator import UNetDiscriminatorSN
@@ -310,6 +310,7 @@ def ema_checkpoint(net: nn.Module, args: argparse.Namespace) -> dict:
     """What net_g_ema.pt holds: plain tensors that load on any machine, and what made them.
 
     evaluate.py reads the settings. They name no folder: equal runs write equal files.
+    Raises ValueError if a weight is not finite.
     """
     paths = ("init", "init_d", "out", "data", "cache")
     settings = {k: v for k, v in sorted(vars(args).items()) if k not in (*MACHINE, *paths)}
@@ -317,6 +318,7 @@ def ema_checkpoint(net: nn.Module, args: argparse.Namespace) -> dict:
     iqa = [name.partition("@") for name in args.iqa if scored]
     settings["iqa"] = [name + at + Path(file).name for name, at, file in iqa]
     state = {k: v.cpu().contiguous() for k, v in net.state_dict().items()}
+    check_finite(state, f"{args.out}: the averaged network is not written")
     return {"params_ema": state, "settings": settings}
 
 

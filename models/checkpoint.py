@@ -68,6 +68,26 @@ def read_settings(path: str | Path) -> dict:
     return settings if isinstance(settings, dict) else {}
 
 
+def not_finite(state: dict, path: tuple = ()) -> str | None:
+    """Dotted name of the first tensor in nested dicts that holds a NaN or an infinity, or None."""
+    import torch
+
+    for key, value in state.items():
+        name = (*path, str(key))
+        if isinstance(value, dict):
+            if found := not_finite(value, name):
+                return found
+        elif isinstance(value, torch.Tensor) and not value.isfinite().all():
+            return ".".join(name)
+    return None
+
+
+def check_finite(state: dict, subject: str | Path) -> None:
+    """ValueError, `subject` and the weight's name, unless all tensors of a state are finite."""
+    if name := not_finite(state):
+        raise ValueError(f"{subject}: {name} is not finite")
+
+
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Context manager: write the temporary file that it yields; it then replaces `path`.
