@@ -59,9 +59,12 @@ def _damage(path: Path) -> str:
         if file.read(4) != b"PK\x03\x04":  # torch's older format
             return ""
     with zipfile.ZipFile(path) as archive:
-        if not any(record.CRC for record in archive.infolist()):
+        records = archive.infolist()
+        if not any(record.CRC for record in records):
             return ""
-        name = archive.testzip()
+        # torch leaves the tensor of a record marked as a folder (MS-DOS attribute 16) unread
+        folders = [record.filename for record in records if record.external_attr & 16]
+        name = folders[0] if folders else archive.testzip()
     return f"{name} does not match its checksum" if name else ""
 
 

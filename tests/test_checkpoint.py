@@ -64,6 +64,17 @@ def test_a_damaged_record_is_named_and_so_is_the_checkpoint_before(files, tmp_pa
         load_last(tmp_path, {})
 
 
+def test_a_tensor_marked_as_a_folder_is_refused(tmp_path):
+    """One bit outside all checksums; torch would give what its memory held before."""
+    path = tmp_path / "a.pt"
+    save_atomic({"a": torch.ones(4)}, path)
+    data = bytearray(path.read_bytes())
+    data[data.rindex(b"archive/data/0") - 8] ^= 16  # external attributes, in the zip's directory
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"a.pt: damaged \(archive/data/0 "):
+        load_file(path)
+
+
 def test_a_public_file_without_checksums_loads(tmp_path):
     try:
         torch.serialization.set_crc32_options(False)
