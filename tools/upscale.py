@@ -36,6 +36,7 @@ from models.checkpoint import (
 )
 from models.distributed import clean_exit, cleanup, gather, init_distributed
 from models.export import export
+from models.flags import integer, number
 from models.lora import add_lora, load_lora, lora_state, merge_lora
 from models.metrics import load_metrics, split_pairs
 from models.photos import LARGEST_SIDE, SUFFIXES, Photo, read_photo, write_photo
@@ -273,7 +274,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--export", metavar="FILE",
         help="write the network as .pth, .pt, .safetensors or .onnx, in place of --lq and --out")
     add("--lora", metavar="FILE", help="lora.pt of a fine-tuning that started from --ckpt")
-    add("--lora-scale", type=float, metavar="X",
+    add("--lora-scale", type=number(-10, 10), metavar="X",
         help="share of its adapters: 0 is --ckpt, 1 the fine-tuned network (default: 1)")
     add("--tile", metavar="auto|N",
         help="side of the tiles in LQ pixels; 0: whole photos; auto (the default): whole, or tiles "
@@ -284,7 +285,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "(default: musiq topiq)")
     add("--extra", nargs="+", default=[], metavar="COLUMN=METRIC",
         help="more no-reference columns, e.g. q=demo.quality:q@runs/q.pt")
-    add("--onnx-size", type=int, nargs=2, metavar=("H", "W"), help="the .onnx's only LQ size")
+    add("--onnx-size", type=integer(1), nargs=2, metavar=("H", "W"),
+        help="the .onnx's only LQ size")
     args = parser.parse_args(argv)
     if bool(args.export) == bool(args.lq) or bool(args.lq) != bool(args.out):
         parser.error("give --lq with --out, or --export alone")
