@@ -37,6 +37,7 @@ from scipy.stats import rankdata
 
 from models.checkpoint import read_csv, write_csv
 from models.distributed import clean_exit, cleanup, init_distributed, rank_zero_first
+from models.flags import SEED, integer
 from models.hggt import load_sets
 from models.iqa import load_iqa
 from models.pairs import COLUMNS, Pairs, read_pairs
@@ -236,8 +237,6 @@ def resolve_args(args: argparse.Namespace) -> None:
         raise ValueError(f"--columns {' '.join(args.columns)}: write {'=NAME '.join(COLUMNS)}=NAME")
     if not (args.pairs or args.pairs_test or args.sets):
         raise ValueError("nothing to analyse; give --pairs, --pairs-test or --sets")
-    if args.batch_size is not None and args.batch_size < 1:
-        raise ValueError(f"--batch-size {args.batch_size}: must be at least 1")
     default = METRICS if args.pairs else METRICS[:TOP]
     metrics = [parse_metric(text) for text in args.metrics or default]
     phase2 = [parse_metric(text, "--phase2-metrics") for text in args.phase2_metrics or ()]
@@ -501,9 +500,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="metric on whose failures Table 3 compares the others (default: %(default)s)")
     add("--require-all", action="store_true",
         help="fail if a metric cannot be scored, instead of leaving its row empty")
-    add("--batch-size", type=int, metavar="N",
+    add("--batch-size", type=integer(1), metavar="N",
         help="images of one size scored at a time, per process (default: 8 on a GPU, else 1)")
-    add("--seed", type=int, default=0, metavar="N",
+    add("--seed", type=SEED, default=0, metavar="N",
         help="of phase I's draw and the bootstrap (default: %(default)s)")
     add("--out", default="results/analysis", metavar="DIR",
         help="folder of the tables and of scores/ (default: %(default)s)")

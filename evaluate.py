@@ -122,9 +122,15 @@ def setting_cells(settings: dict) -> list[str]:
 
 
 @torch.no_grad()
-def super_resolve(net: nn.Module, lq: Tensor) -> Tensor:
-    """(1, 3, H, W) in [0, 1] -> (1, 3, 4H, 4W) as the saved PNG would be: clipped, 8-bit levels."""
-    return to_8bit(net(lq)).float() / 255
+def super_resolve(net: nn.Module, lq: Tensor, name: str) -> Tensor:
+    """(1, 3, H, W) in [0, 1] -> (1, 3, 4H, 4W) as the saved PNG would be: clipped, 8-bit levels.
+
+    Raises ValueError, beginning with `name`, if the network's output is not finite.
+    """
+    sr = net(lq)
+    if not sr.isfinite().all():
+        raise ValueError(f"{name}: the network's output is not finite")
+    return to_8bit(sr).float() / 255
 
 
 def gold_standard(
@@ -171,7 +177,7 @@ def score_model(
             or (save_sr and not is_saved(saved[i], made_by[i]))]
     net = load_net(checkpoint).to(device) if todo else None
     for i in tqdm(todo, desc=row, unit="image", disable=rank > 0 or not todo):
-        sr = super_resolve(net, to_tensor(images[i].lq, device))
+        sr = super_resolve(net, to_tensor(images[i].lq, device), f"{row}/{images[i].name}")
         if save_sr:
             save_png(saved[i], sr, made_by[i])
         score_sr(row, sr, images[i], columns, keys[i])

@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import train_sr
-from models.checkpoint import save_atomic, sha256
+from models.checkpoint import check_finite, save_atomic, sha256
 from models.distributed import clean_exit, cleanup
+from models.flags import integer, number
 from models.lora import add_lora, lora_state, merge_lora
 from models.quality import load_quality
 from models.weights import load_like
@@ -76,17 +77,18 @@ def main(args: argparse.Namespace) -> None:
     # The adapters alone, and the merged plain network
     if args.rank == 0:
         out = Path(args.out)
+        adapters = lora_state(net_ema)
+        check_finite(adapters, f"{out}: the adapters are not written")
+        merged = train_sr.ema_checkpoint(merge_lora(net_ema), args)
         if not args.full:
             save_atomic(
                 {
-                    "lora": lora_state(net_ema), "rank": args.lora_rank,
-                    "alpha": float(args.lora_rank), "targets": list(preset["targets"]),
-                    "base_sha256": base_sha256,
+                    "lora": adapters, "rank": args.lora_rank, "alpha": float(args.lora_rank),
+                    "targets": list(preset["targets"]), "base_sha256": base_sha256,
                 },
                 out / "lora.pt",
             )
-            merge_lora(net_ema)
-        save_atomic(train_sr.ema_checkpoint(net_ema, args), out / "net_g_ema.pt")
+        save_atomic(merged, out / "net_g_ema.pt")
         print(f"wrote {out / 'net_g_ema.pt'}")
     cleanup()
 
@@ -117,11 +119,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     train_sr.add_arguments(parser)
     add = parser.add_argument
-    add("--lambda-q", type=float, default=0.05,
+    add("--lambda-q", type=number(0), default=0.05,
         help="weight of the quality score in its own units (Eq. 5); 0: no reward")
     add("--checkpoint-reward", action="store_true",
         help="score images one by one and again in the backward pass: less memory, more time")
-    add("--lora-rank", type=int, help="rank of the adapters (48 SwinIR, 24 RealESRGAN)")
+    add("--lora-rank", type=integer(1, 1024),
+        help="rank of the adapters (48 SwinIR, 24 RealESRGAN)")
     add("--full", action="store_true", help="naive fine-tuning of all weights, without adapters")
     # ASSUMED: FT_IG and FT_NNR start from the discriminator that --init was trained against
     # (--init-d) and go on training it, at the adapters' learning rate. The paper names neither.

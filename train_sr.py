@@ -34,7 +34,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from models.cache import PixelCache
-from models.checkpoint import file_digest, save_atomic
+from models.checkpoint import check_finite, file_digest, save_atomic
 from models.dataset import MultiGTDataset, StepBatchSampler, check_patch_size
 from models.degradations import degrade_patch, usm_sharpen
 from models.discriminator import UNetDiscriminatorSN
@@ -46,6 +46,7 @@ from models.distributed import (
     rank_zero_first,
     start_worker,
 )
+from models.flags import SEED, integer, number
 from models.hggt import MultiGT, load_sets
 from models.losses import VGG19Loss, gan_loss_d, gan_loss_g, laplacian_loss
 from models.quality import data_digest, image_quality, load_quality
@@ -310,6 +311,7 @@ def ema_checkpoint(net: nn.Module, args: argparse.Namespace) -> dict:
     """What net_g_ema.pt holds: plain tensors that load on any machine, and what made them.
 
     evaluate.py reads the settings. They name no folder: equal runs write equal files.
+    Raises ValueError if a weight is not finite.
     """
     paths = ("init", "init_d", "out", "data", "cache")
     settings = {k: v for k, v in sorted(vars(args).items()) if k not in (*MACHINE, *paths)}
@@ -317,6 +319,7 @@ def ema_checkpoint(net: nn.Module, args: argparse.Namespace) -> dict:
     iqa = [name.partition("@") for name in args.iqa if scored]
     settings["iqa"] = [name + at + Path(file).name for name, at, file in iqa]
     state = {k: v.cpu().contiguous() for k, v in net.state_dict().items()}
+    check_finite(state, f"{args.out}: the averaged network is not written")
     return {"params_ema": state, "settings": settings}
 
 
@@ -367,9 +370,6 @@ def resolve_args(args: argparse.Namespace, stage_one: bool = False) -> None:
         if getattr(args, name) is None:
             setattr(args, name, value)
     args.lr_d = args.lr if args.lr_d is None else args.lr_d
-    for name in ("tau", "steps", "batch_size", "patch_size", "log_every", "save_every"):
-        if getattr(args, name) <= 0:
-            raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be positive")
     if len(set(args.iqa)) < len(args.iqa):
         raise ValueError(f"--iqa {' '.join(args.iqa)}: a metric twice; name each once")
     if args.patch_size % 8:
@@ -394,27 +394,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--iqa", nargs="+", default=["musiq"], metavar="NAME[@FILE]",
         help="quality model of sma, smp, amo and of the reward: pyiqa name or module:function; of "
         "several the mean of their standardised scores, on the scale of the first")
-    add("--tau", type=float, default=10.0, help="softmax temperature, in units of --iqa's score")
-    add("--lambda-l1", type=float, default=1.0, help="weight of the L1 loss")
-    add("--lambda-p", type=float, default=1.0, help="weight of the perceptual loss")
-    add("--lambda-a", type=float, default=0.1, help="weight of the GAN loss; 0: no discriminator")
+    add("--tau", type=number(1e-6), default=10.0,
+        help="softmax temperature, in units of --iqa's score")
+    add("--lambda-l1", type=number(0), default=1.0, help="weight of the L1 loss")
+    add("--lambda-p", type=number(0), default=1.0, help="weight of the perceptual loss")
+    add("--lambda-a", type=number(0), default=0.1,
+        help="weight of the GAN loss; 0: no discriminator")
     add("--perceptual", choices=("vgg19", "laplacian"), default="vgg19",
         help="perceptual loss; laplacian needs no weights")
-    add("--steps", type=int, default=300_000, help="optimiser steps in all")
-    add("--batch-size", type=int, help="samples per step over all processes (default: the paper's)")
-    add("--patch-size", type=int, default=256, help="GT patch side in pixels")
-    add("--lr", type=float, help="Adam learning rate of net_g (1e-4; stage one 2e-4)")
-    add("--lr-d", type=float, help="Adam learning rate of the discriminator (default: --lr)")
-    add("--milestones", type=int, nargs="*", help="steps after which the learning rate is halved")
-    add("--ema-decay", type=float, default=0.999, help="decay of the averaged weights per step")
-    add("--seed", type=int, default=0, help="seed of weights and draws")
+    add("--steps", type=integer(1), default=300_000, help="optimiser steps in all")
+    add("--batch-size", type=integer(1),
+        help="samples per step over all processes (default: the paper's)")
+    # 16: the degradations and VGG19 need it
+    add("--patch-size", type=integer(16), default=256, help="GT patch side in pixels")
+    add("--lr", type=number(1e-12, 1), help="Adam learning rate of net_g (1e-4; stage one 2e-4)")
+    add("--lr-d", type=number(0, 1), help="Adam learning rate of the discriminator (default: --lr)")
+    add("--milestones", type=integer(1), nargs="*",
+        help="steps after which the learning rate is halved")
+    add("--ema-decay", type=number(0, 0.999999), default=0.999,
+        help="decay of the averaged weights per step")
+    add("--seed", type=SEED, default=0, help="seed of weights and draws")
     add("--bf16", action="store_true",
         help="bfloat16 in the networks and VGG19, faster on GPUs that have it; never in --iqa")
-    add("--num-workers", type=int,
+    add("--num-workers", type=integer(0, 1024),
         help="data worker processes per rank; 0: none (default: its share of the cores, up to 8)")
-    add("--log-every", type=int, default=100, help="steps between rows of log.csv")
-    add("--save-every", type=int, default=5000, help="steps between writes of last.pt")
-    add("--sample-every", type=int, default=5000, help="steps between sample images; 0: none")
+    add("--log-every", type=integer(1), default=100, help="steps between rows of log.csv")
+    add("--save-every", type=integer(1), default=5000, help="steps between writes of last.pt")
+    add("--sample-every", type=integer(0), default=5000,
+        help="steps between sample images; 0: none")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

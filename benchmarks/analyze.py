@@ -23,6 +23,7 @@ from benchmarks.common import abba, spread, write_results
 from benchmarks.photos import write_sets
 from demo.quality import QNet
 from models.distributed import clean_exit
+from models.flags import integer
 from models.iqa import load_iqa
 from models.scores import read_batches, read_or_error, score_images
 
@@ -83,10 +84,12 @@ def main(args: argparse.Namespace) -> None:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     add = parser.add_argument
-    add("--images", type=int, metavar="N", help="number of images (default: 8, on a GPU 256)")
-    add("--batch-size", type=int, default=8, metavar="N",
+    add("--images", type=integer(1), metavar="N",
+        help="number of images (default: 8, on a GPU 256)")
+    add("--batch-size", type=integer(1), default=8, metavar="N",
         help="images, of the batched variant (default: %(default)s)")
-    add("--repeats", type=int, default=3, help="timed calls of each variant (default: %(default)s)")
+    add("--repeats", type=integer(1), default=3,
+        help="timed calls of each variant (default: %(default)s)")
     return parser.parse_args(argv)
 
 

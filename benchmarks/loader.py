@@ -32,6 +32,7 @@ from models.cache import PixelCache
 from models.dataset import MultiGTDataset, StepBatchSampler
 from models.degradations import apply_degradation, degrade_patch, draw_degradation
 from models.distributed import clean_exit, keep_freed_memory, start_worker
+from models.flags import integer, number
 from models.hggt import MultiGT, load_sets, read_rgb
 from models.samplers import sampling_weights
 from train_sr import PRESETS
@@ -209,8 +210,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--data", metavar="DIR", help="multi-GT folder (default: photographs of scikit-image)")
     add("--cache", metavar="DIR", help="folder, as train_sr.py --cache (default: a temporary one)")
-    add("--repeats", type=int, default=4, help="timed calls of each variant (default: %(default)s)")
-    add("--steps-per-second", type=float, metavar="N",
+    add("--repeats", type=integer(1), default=4,
+        help="timed calls of each variant (default: %(default)s)")
+    add("--steps-per-second", type=number(1e-6), metavar="N",
         help="training steps of the GPU (default: an estimate for an H100, 10.2 SwinIR, 6.0 RRDB)")
     return parser.parse_args(argv)
 

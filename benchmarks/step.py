@@ -36,6 +36,7 @@ from models.dataset import MultiGTDataset
 from models.degradations import degrade_patch
 from models.discriminator import UNetDiscriminatorSN
 from models.distributed import clean_exit
+from models.flags import integer
 from models.hggt import load_sets
 from models.iqa import load_iqa
 from models.losses import VGG19_LAYERS, VGG19_WEIGHTS, VGG19Loss, gan_loss_g
@@ -304,11 +305,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="what to compare with the baseline; upos: no Q; bf16: autocast; autotune: "
         "cudnn.benchmark; tf32: in matrix products, too "
         f"(default: all, on a CPU all but {', '.join(GPU_VARIANTS)})")
-    add("--batch-size", type=int, metavar="N",
+    add("--batch-size", type=integer(1), metavar="N",
         help="images per process (default: the paper's 8 and 12; 1 on a CPU)")
-    add("--patch-size", type=int, default=256, help="GT pixels per side")
-    add("--repeats", type=int, default=5, help="timed steps per variant")
-    add("--argmax", type=int, default=0, metavar="N", help="also count flips over N draws")
+    add("--patch-size", type=integer(16), default=256, help="GT pixels per side")
+    add("--repeats", type=integer(1), default=5, help="timed steps per variant")
+    add("--argmax", type=integer(0), default=0, metavar="N",
+        help="also count flips over N draws")
     return parser.parse_args(argv)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from benchmarks.common import write_results
 from models.distributed import clean_exit
+from models.flags import integer
 from models.metrics import to_8bit
 from models.tiles import OVERLAP, spans, upscale
 from models.weights import load_net
@@ -50,8 +51,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     add = parser.add_argument
     add("--ckpt", nargs="*", default=[], metavar="FILE", help="checkpoints, instead of the presets")
-    add("--crop", type=int, help="LQ pixels per side (default: 256; 128 for the paper's networks)")
-    add("--tile", type=int, help="LQ pixels per side (default: 128; 96 for the paper's networks)")
+    add("--crop", type=integer(1, 412),
+        help="LQ pixels per side (default: 256; 128 for the paper's networks)")
+    add("--tile", type=integer(64),
+        help="LQ pixels per side (default: 128; 96 for the paper's networks)")
     return parser.parse_args(argv)
 
 

@@ -41,6 +41,7 @@ from scipy.ndimage import gaussian_filter
 from tqdm import tqdm
 
 from models.distributed import clean_exit
+from models.flags import SEED
 
 SIZE = 192  # side of every GT, pixels
 MODELS = ("original", "01", "02", "03", "04")
@@ -537,7 +538,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         prog="python -m demo.data", allow_abbrev=False, description=__doc__.split("\n")[0]
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--seed", type=int, default=0, help="seed of all images and votes")
+    parser.add_argument("--seed", type=SEED, default=0, help="seed of all images and votes")
     parser.add_argument(
         "--setting", choices=list(SETTINGS), default="one_round",
         help="degradation of the LQ images, as in the network's training",

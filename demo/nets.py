@@ -15,6 +15,7 @@ from torch import nn
 
 from models.checkpoint import save_atomic
 from models.distributed import clean_exit
+from models.flags import SEED
 from models.swinir import SwinIR
 from train_sr import PRESETS
 
@@ -78,7 +79,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--net", choices=[n for n in PRESETS if n.endswith("_tiny")],
                         default="swinir_tiny", help="preset of train_sr.py")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the random weights")
+    parser.add_argument("--seed", type=SEED, default=0, help="seed of the random weights")
     parser.add_argument("--out", required=True, help="weight file to write")
     return parser.parse_args(argv)
 

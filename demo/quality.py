@@ -27,6 +27,7 @@ from tqdm import tqdm
 from demo.data import add_noise, blur, fractal, jpeg, resize, rng_of, to_float, to_uint8, unsharp
 from models.checkpoint import read_state, save_atomic
 from models.distributed import clean_exit
+from models.flags import SEED
 
 CROP, GROUPS, VERSIONS = 64, 8, 4  # a step sees 8 crops of 64 pixels, each in 4 versions
 POOL = 30  # versions of each pristine image, made in advance; the first is the image itself
@@ -364,7 +365,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="folder that demo.data wrote")
     parser.add_argument("--which", choices=list(NETS), required=True, help="the net to train")
     parser.add_argument("--out", type=Path, required=True, help="weight file to write (.pt)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the training")
+    parser.add_argument("--seed", type=SEED, default=0, help="seed of the training")
     return parser.parse_args(argv)
 
 

@@ -26,6 +26,7 @@ from typing import NamedTuple
 
 from demo.report import compare_logs, curve_figure, seeds_table, simulate_votes, write_orderings
 from models.distributed import clean_exit
+from models.flags import SEED
 
 LABELS = {"swinir": "SwinIR", "rrdb": "RealESRGAN"}
 DEGRADATIONS = {"swinir": "light", "rrdb": "two_round"}  # of the test images, as in training
@@ -285,12 +286,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--net", choices=list(LABELS), default="swinir", help="network (default: %(default)s)")
-    add("--seeds", type=int, nargs="+", default=[0], metavar="N",
+    add("--seeds", type=SEED, nargs="+", default=[0], metavar="N",
         help="seeds of data, Q, judge and training; of several, a table over them (default: 0)")
     add("--all-rows", action="store_true", help="all rows of Table 7")
     args = parser.parse_args(argv)
-    if min(args.seeds) < 0 or len(set(args.seeds)) < len(args.seeds):
-        parser.error("--seeds: numbers from 0 on, each once")
+    if len(set(args.seeds)) < len(args.seeds):
+        parser.error("--seeds: give each once")
     return args
 
 

@@ -10,6 +10,7 @@ import csv
 import hashlib
 import io
 import os
+import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,8 +22,8 @@ if TYPE_CHECKING:  # imported where it is needed: scripts that only read tables 
 def load_file(path: str | Path) -> dict:
     """Read a torch file, or a .safetensors file, on the CPU.
 
-    Raises FileNotFoundError if it does not exist, ValueError if it is truncated, of another kind,
-    or holds anything but a dict of tensors and plain values.
+    Raises FileNotFoundError if it does not exist, ValueError if it is truncated, does not match its
+    checksums, is of another kind, or holds anything but a dict of tensors and plain values.
     """
     import torch
 
@@ -34,15 +35,37 @@ def load_file(path: str | Path) -> dict:
             from safetensors.torch import load_file as load_safetensors
 
             return load_safetensors(path)
-        data = torch.load(path, map_location="cpu", weights_only=True)
+        damage = _damage(path)
+        data = None if damage else torch.load(path, map_location="cpu", weights_only=True)
     except ImportError as error:
         raise ValueError(f"{path}: reading it needs: pip install safetensors") from error
     except Exception as error:  # a foreign file makes torch.load raise almost anything
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:120]
         raise ValueError(f"{path}: not a readable weight file ({reason})") from error
+    if damage:
+        raise ValueError(f"{path}: damaged ({damage})")
     if not isinstance(data, dict):
         raise ValueError(f"{path}: holds a {type(data).__name__}, not a dict of weights")
     return data
+
+
+def _damage(path: Path) -> str:
+    """Which record of torch's zip file differs from its checksum; torch.load reads none of them.
+
+    "" for an intact file, one without checksums (torch can write such) or of another kind. Raises
+    almost anything for a broken header.
+    """
+    with open(path, "rb") as file:
+        if file.read(4) != b"PK\x03\x04":  # torch's older format
+            return ""
+    with zipfile.ZipFile(path) as archive:
+        records = archive.infolist()
+        if not any(record.CRC for record in records):
+            return ""
+        # torch leaves the tensor of a record marked as a folder (MS-DOS attribute 16) unread
+        folders = [record.filename for record in records if record.external_attr & 16]
+        name = folders[0] if folders else archive.testzip()
+    return f"{name} does not match its checksum" if name else ""
 
 
 def read_state(path: str | Path) -> "dict[str, torch.Tensor]":
@@ -66,6 +89,26 @@ def read_settings(path: str | Path) -> dict:
     """The settings that a training run recorded beside its weights; {} for a public file."""
     settings = load_file(path).get("settings")
     return settings if isinstance(settings, dict) else {}
+
+
+def not_finite(state: dict, path: tuple = ()) -> str | None:
+    """Dotted name of the first tensor in nested dicts that holds a NaN or an infinity, or None."""
+    import torch
+
+    for key, value in state.items():
+        name = (*path, str(key))
+        if isinstance(value, dict):
+            if found := not_finite(value, name):
+                return found
+        elif isinstance(value, torch.Tensor) and not value.isfinite().all():
+            return ".".join(name)
+    return None
+
+
+def check_finite(state: dict, subject: str | Path) -> None:
+    """ValueError, `subject` and the weight's name, unless all tensors of a state are finite."""
+    if name := not_finite(state):
+        raise ValueError(f"{subject}: {name} is not finite")
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from models.checkpoint import replacing, save_atomic
+from models.checkpoint import check_finite, replacing, save_atomic
 from models.rrdb import RRDBNet
 
 
@@ -21,8 +21,9 @@ def export(net: nn.Module, path: str, onnx_size: tuple[int, int] | None = None) 
     """Write a SwinIR or an RRDBNet in the format that the file's suffix names; returns a report.
 
     onnx_size: (H, W) in LQ pixels, the only input size that an .onnx will take; None: any.
-    Raises ValueError for another suffix and for a missing package.
+    Raises ValueError for another suffix, a missing package and weights that are not finite.
     """
+    check_finite(net.state_dict(), f"--export {path}")
     suffix = Path(path).suffix
     if suffix == ".onnx":
         difference = write_onnx(net, path, onnx_size)

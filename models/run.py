@@ -24,7 +24,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from models.checkpoint import load_file, replacing, save_atomic, write_csv
+from models.checkpoint import (
+    check_finite,
+    load_file,
+    not_finite,
+    replacing,
+    save_atomic,
+    write_csv,
+)
 from models.distributed import Interrupt, any_rank, cleanup, gather
 
 if TYPE_CHECKING:
@@ -144,10 +151,9 @@ class TrainingRun:
 
     def _not_finite(self, step: int) -> tuple[int, str] | None:
         """(step, the weights that are not finite): a step's losses come before its gradients."""
-        for net in (part for part in self.state.values() if isinstance(part, nn.Module)):
-            for name, values in net.named_parameters():
-                if not values.isfinite().all():
-                    return step, f"{type(net).__name__}.{name}"
+        for part in self.state.values():
+            if part and (name := not_finite({type(part).__name__: part.state_dict()})):
+                return step, name
         return None
 
 
@@ -193,6 +199,7 @@ def load_last(out: Path, settings: dict) -> dict | None:
         state = load_file(last)
         if not {"params", "params_ema", "optim_g", "step", "settings"} <= set(state):
             raise ValueError(f"{last}: not a training checkpoint; give another --out")
+        check_finite(state, last)
     except ValueError as error:
         if previous.is_file():
             raise ValueError(f"{error}; for the one before: mv {previous} {last}") from error

@@ -15,6 +15,7 @@ import functools
 import hashlib
 import importlib.metadata
 import io
+import math
 import os
 import re
 import time
@@ -180,6 +181,7 @@ class ScoreCache:
 
     def __init__(self, name: str, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
+        self.name = name
         stem, (rank, _) = cache_stem(name), rank_and_world()
         if ":" not in name and name not in ("psnr", "ssim"):
             stem += f"-pyiqa{pyiqa_version()}"  # its weights and code are those of its version
@@ -211,6 +213,7 @@ class ScoreCache:
         """Score images, (N, 3, H, W), by `metric` and write each score under its {key: label}.
 
         Against gts, (K, 3, H, W), there is one image, whose score is the mean over them.
+        Raises ValueError, which names the label, for a NaN.
         """
         if images.is_cuda:
             torch.cuda.synchronize()  # what made the images has its own time
@@ -219,6 +222,9 @@ class ScoreCache:
             scores = metric(images).tolist()
         else:
             scores = [metric(images.expand_as(gts), gts).double().mean().item()]
+        for label, score in zip(labels.values(), scores, strict=True):
+            if math.isnan(score):
+                raise ValueError(f"{label}: metric {self.name} gave {score}")
         seconds = (time.perf_counter() - begin) / len(labels)
         self.add([(key, label, score, seconds)
                   for (key, label), score in zip(labels.items(), scores, strict=True)])

@@ -1,6 +1,7 @@
 """Weight files: networks and discriminators from checkpoints, VGG19 and metrics from the caches.
 
-A file that does not fit raises a one-line ValueError that names it.
+A file that does not fit, or holds weights that are not finite, raises a one-line ValueError that
+names it.
 """
 
 import os
@@ -10,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from models.checkpoint import load_file, one_line, read_state
+from models.checkpoint import check_finite, load_file, one_line, read_state
 from models.iqa import PREFETCH, checked_digest, load_fr, load_iqa, online
 from models.losses import VGG19_URL
 from models.rrdb import RRDBNet
@@ -48,9 +49,11 @@ def load_like(net: nn.Module, path: str | Path, flag: str) -> nn.Module:
 
 def _build(kind: type, state: dict[str, Tensor], path: str | Path) -> nn.Module:
     try:
-        return kind.from_state(state)
+        net = kind.from_state(state)
     except Exception as error:  # shapes that no network has make almost anything fail
         raise ValueError(f"{path}: {one_line(error, 300)}") from error
+    check_finite(net.state_dict(), path)
+    return net
 
 
 def load_discriminator(net_d: nn.Module, path: str | Path) -> None:
@@ -61,6 +64,7 @@ def load_discriminator(net_d: nn.Module, path: str | Path) -> None:
         net_d.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: holds no discriminator of this size for --init-d") from error
+    check_finite(net_d.state_dict(), path)
 
 
 def vgg19_state() -> dict[str, Tensor]:

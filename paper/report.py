@@ -26,6 +26,7 @@ from PIL import Image
 
 from models.checkpoint import read_csv, replacing
 from models.distributed import clean_exit
+from models.flags import integer
 from models.hggt import LABEL_VALUES, MultiGT, load_sets, read_rgb
 from paper.page import fill
 
@@ -261,15 +262,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--lq", required=True, type=Path, metavar="DIR", help="its low-quality images, NAME.png")
     add("--paper", type=Path, default=Path(__file__).resolve().parent, metavar="DIR",
         help="the paper's table1.csv to table8.csv (default: this script's folder)")
-    add("--images", type=int, metavar="N",
+    add("--images", type=integer(1), metavar="N",
         help="test images on the page, evenly spaced by name (default: as many as keep it below "
         "about 80 MB)")
     add("--models", nargs="+", metavar="NAME",
         help="models whose images are on the page (default: all); the tables show all rows")
-    args = parser.parse_args(argv)
-    if args.images is not None and args.images < 1:
-        parser.error("--images: at least 1")
-    return args
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

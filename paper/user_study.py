@@ -37,6 +37,7 @@ from scipy import stats
 
 from models.checkpoint import write_csv
 from models.distributed import clean_exit
+from models.flags import SEED, integer
 from models.hggt import png_size, read_rgb
 from paper.page import fill
 
@@ -212,8 +213,6 @@ def make(args: argparse.Namespace) -> None:
     (name_a, folder_a), (name_b, folder_b) = args.a, args.b
     if name_a == name_b:
         raise ValueError(f"--b {name_b}: the name of --a; give the two models different names")
-    if args.raters < 1 or args.pairs < 1 or args.seed < 0:
-        raise ValueError("--raters and --pairs: at least 1; --seed: at least 0")
     names, digest = find_pairs([Path(folder_a), Path(folder_b)])
     check_design(args.raters, args.pairs, len(names))
     key = make_key(args, names, digest)
@@ -414,9 +413,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--b", required=True, type=name_and_folder, metavar="NAME=DIR",
         help="model that it is compared with, and its PNGs of the same names")
     add("--out", required=True, metavar="DIR", help="study folder to make")
-    add("--raters", type=int, default=12, help="raters, each with a page (default: the paper's 12)")
-    add("--pairs", type=int, default=25, help="image pairs per rater (default: the paper's 25)")
-    add("--seed", type=int, default=0, help="seed of groups, order and sides (default: 0)")
+    add("--raters", type=integer(1, 10_000), default=12,
+        help="raters, each with a page (default: the paper's 12)")
+    add("--pairs", type=integer(1), default=25,
+        help="image pairs per rater (default: the paper's 25)")
+    add("--seed", type=SEED, default=0, help="seed of groups, order and sides (default: 0)")
     sub = commands.add_parser("analyze", help="check and count the votes", **layout)
     sub.set_defaults(main=analyze)
     add = sub.add_argument

@@ -482,7 +482,6 @@ def test_bad_flags_are_refused(own):
     cases = {
         "--columns": ["--pairs", good, *metrics, "--columns", "picture=a"],
         "nothing to analyse": metrics,
-        "--batch-size": ["--pairs", good, *metrics, "--batch-size", "0"],
         "--metrics piqe piqe: a name twice":
             ["--pairs", good, "--metrics", "piqe", "piqe", "--reference", "piqe"],
         "--reference musiq: not among b": ["--pairs", good, *metrics[:2]],

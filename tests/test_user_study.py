@@ -492,7 +492,6 @@ def test_bad_settings_are_refused_and_studies_kept(tmp_path, capsys):
     for bad, message in [
         (f"{command} --raters 3 --pairs 5", "--pairs 5: there are only 4 images"),
         (f"{command} --raters 3 --pairs 2", "equally often; give a multiple of 4"),
-        (f"{command} --raters 0 --pairs 4", "--raters and --pairs: at least 1"),
         (f"{same} --pairs 4", "the same images as in"),
         (f"make --a x={tmp_path / NAMES[0]} --b y={tmp_path / 'empty'}", "empty: no PNG files"),
         (f"make --a x={tmp_path} --b x={tmp_path}", "different names"),

@@ -25,6 +25,7 @@ import train_sr
 from models.checkpoint import one_line
 from models.discriminator import UNetDiscriminatorSN
 from models.distributed import clean_exit
+from models.flags import integer
 from models.hggt import check_data, load_sets
 from models.iqa import PREFETCH
 from models.metrics import load_metric, pyiqa_name
@@ -52,7 +53,7 @@ def read_plan(lines: Iterable[str]) -> list[Command]:
         if script:
             at = words.index(script)
             launcher = argparse.ArgumentParser("torchrun", allow_abbrev=False)
-            launcher.add_argument("--nproc_per_node", type=int, default=0)  # 0: without torchrun
+            launcher.add_argument("--nproc_per_node", type=integer(0), default=0)  # 0: none
             processes = launcher.parse_known_args(words[:at])[0].nproc_per_node
             commands.append((script, SCRIPTS[script].parse_args(words[at + 1 :]), processes))
     return commands

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from models.checkpoint import one_line, replacing, sha256
 from models.distributed import clean_exit
+from models.flags import integer
 from models.hggt import MultiGT, load_sets, read_rgb
 
 RECORD_FILE = "enhance.json"
@@ -261,13 +262,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("out", metavar="OUT", help="folder of the set: new, or one to resume or to add to")
     add("--with", nargs="+", required=True, metavar="FILE", dest="checkpoints",
         help="checkpoints that spandrel reads; each folder bears its file's name")
-    add("--crop", type=int, metavar="N",
+    add("--crop", type=integer(1), metavar="N",
         help="cut the images into N x N pixels, for memory and fast decoding (HGGT's sets: 512; "
         "default: whole images)")
-    args = parser.parse_args(argv)
-    if args.crop is not None and args.crop < 1:
-        parser.error("--crop: give the patches' side in pixels, such as 512")
-    return args
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ Out: --out/NAME, four times a side, in the format of the photo; --out/scores.csv
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,10 +25,19 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from models.checkpoint import file_digest, load_file, one_line, read_csv, sha256, write_csv
+from models.checkpoint import (
+    check_finite,
+    file_digest,
+    load_file,
+    one_line,
+    read_csv,
+    sha256,
+    write_csv,
+)
 from models.distributed import clean_exit, cleanup, gather, init_distributed
 from models.export import export
-from models.lora import add_lora, load_lora, merge_lora
+from models.flags import integer, number
+from models.lora import add_lora, load_lora, lora_state, merge_lora
 from models.metrics import load_metrics, split_pairs
 from models.photos import LARGEST_SIDE, SUFFIXES, Photo, read_photo, write_photo
 from models.tiles import limit_memory, tile_size, upscale
@@ -47,7 +57,8 @@ def apply_lora(net: nn.Module, path: str, base: str, scale: float = 1.0) -> nn.M
 
     path:  {"lora": lora_state(), "rank", "alpha", "targets", "base_sha256"}
     base:  the file that `net` was read from; scale: 0 is `net`, 1 the fine-tuned network
-    Raises ValueError for a file without adapters, and for adapters of another base.
+    Raises ValueError for a file without adapters, for adapters of another base, and if they or the
+    merged weights are not finite.
     """
     data = load_file(path)
     if not {"lora", "rank", "alpha", "targets", "base_sha256"} <= set(data):
@@ -58,7 +69,9 @@ def apply_lora(net: nn.Module, path: str, base: str, scale: float = 1.0) -> nn.M
                          f"{digest[:12]}; give the file that the fine-tuning started from (--init)")
     add_lora(net, data["targets"], data["rank"], data["alpha"] * scale)
     load_lora(net, data["lora"])
-    return merge_lora(net).requires_grad_(False)
+    check_finite(lora_state(net), path)
+    check_finite(merge_lora(net).state_dict(), f"{path}, merged with --lora-scale {scale:g}")
+    return net.requires_grad_(False)
 
 
 def find_photos(lq: str | Path, out: str | Path) -> list[Path]:
@@ -156,6 +169,8 @@ def upscale_photo(
         raise ValueError(f"{path}: too large for {photo.format} once enlarged; convert it to PNG")
     sr, tile = enlarge(photo.rgb)
     row["tile"] = str(tile)
+    if not sr.isfinite().all():
+        raise ValueError(f"{path}: the network's output is not finite")
     write_photo(photo, sr, target)
     row["status"] = "made"
     return photo
@@ -166,7 +181,10 @@ def scores(photo: Photo, path: Path, side: str, metrics: Metrics) -> dict[str, s
     row = {}
     for column, metric in metrics.items():
         try:
-            row[f"{column}_{side}"] = f"{metric(photo.rgb).item():.6f}"
+            score = metric(photo.rgb).item()
+            if not math.isfinite(score):
+                raise ValueError(f"{column} gave {score}")
+            row[f"{column}_{side}"] = f"{score:.6f}"
         except (ValueError, RuntimeError, MemoryError) as error:  # too small, or too large
             say(path, f"no score ({one_line(error, ERROR_LENGTH)})")
     return row
@@ -256,7 +274,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--export", metavar="FILE",
         help="write the network as .pth, .pt, .safetensors or .onnx, in place of --lq and --out")
     add("--lora", metavar="FILE", help="lora.pt of a fine-tuning that started from --ckpt")
-    add("--lora-scale", type=float, metavar="X",
+    add("--lora-scale", type=number(-10, 10), metavar="X",
         help="share of its adapters: 0 is --ckpt, 1 the fine-tuned network (default: 1)")
     add("--tile", metavar="auto|N",
         help="side of the tiles in LQ pixels; 0: whole photos; auto (the default): whole, or tiles "
@@ -267,7 +285,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "(default: musiq topiq)")
     add("--extra", nargs="+", default=[], metavar="COLUMN=METRIC",
         help="more no-reference columns, e.g. q=demo.quality:q@runs/q.pt")
-    add("--onnx-size", type=int, nargs=2, metavar=("H", "W"), help="the .onnx's only LQ size")
+    add("--onnx-size", type=integer(1), nargs=2, metavar=("H", "W"),
+        help="the .onnx's only LQ size")
     args = parser.parse_args(argv)
     if bool(args.export) == bool(args.lq) or bool(args.lq) != bool(args.out):
         parser.error("give --lq with --out, or --export alone")

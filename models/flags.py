@@ -1,0 +1,44 @@
+"""Numeric flags with a range, as types of argparse.
+
+    add("--tau", type=number(1e-6), default=10.0)     # error: argument --tau: '0': must be ...
+"""
+
+import argparse
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class number:
+    """A finite number from low to high, both included. Raises ArgumentTypeError for other text."""
+
+    low: float
+    high: float = math.inf
+
+    def __call__(self, text: str) -> float:
+        return self._checked(text, float, "a number")
+
+    def _checked(self, text: str, kind: type, name: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not self.low <= value <= self.high or math.isinf(value) or "_" in text:  # 1_0 is 10
+            limits = f" of {self.low} or more"
+            if self.high < math.inf:
+                limits = f" from {self.low} to {self.high}"
+            raise argparse.ArgumentTypeError(f"{text!r}: must be {name}{limits}")
+        return value
+
+
+@dataclass(frozen=True)
+class integer(number):
+    """An integer from low to high, both included; by default up to the largest of 32 bits."""
+
+    high: int = 2**31 - 1
+
+    def __call__(self, text: str) -> int:
+        return self._checked(text, int, "an integer")
+
+
+SEED = integer(0, 2**32 - 1)
