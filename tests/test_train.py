@@ -447,7 +447,8 @@ DEPTH = """if True:
     import sys
     import train_sr
     train_sr.PRESETS["swinir_tiny"]["drop_path"] = 0.5
-    train_sr.main(train_sr.parse_args(sys.argv[1:]))
+    with train_sr.clean_exit("deep.py"):
+        train_sr.main(train_sr.parse_args(sys.argv[1:]))
 """
 
 
@@ -484,14 +485,14 @@ def test_the_discriminator_sees_real_and_fake_in_two_passes():
     assert sr.grad is None and net.conv1.weight_orig.grad.abs().sum() > 0
 
 
-def test_the_quality_model_never_uses_tf32():
+def test_the_quality_model_never_uses_tf32(monkeypatch):
     class Flag(nn.Module):
         def forward(self, x):
             seen.append(torch.backends.cudnn.allow_tf32)
             return x.mean((1, 2, 3))
 
     seen = []
-    assert torch.backends.cudnn.allow_tf32  # PyTorch's default, which HGGT ran with
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # PyTorch's default, HGGT's too
     FrozenMetric(Flag(), "flag:flag")(torch.rand(1, 3, 8, 8))
     args = train_sr.parse_args(["--sampler", "amo", "--init", "none"])
     train_sr.resolve_args(args)
