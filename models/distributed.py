@@ -102,6 +102,8 @@ def clean_exit(script: str) -> Iterator[None]:
         try:
             yield
         except Exception as error:
+            # torchrun's, which has seen another end: this message is counted, so it must come out
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
             _report(script, error)
             raise
     except SystemExit as stop:

@@ -646,3 +646,23 @@ def test_workers_are_a_ranks_share_of_the_cores(monkeypatch):
 def test_batch_must_divide_among_processes(base):
     bad(base, "train_sr.py", "divisible by the 2 processes", *TINY, *STAGE2, "--batch-size", 3,
         processes=2)
+
+
+def test_a_signal_while_a_message_is_reported_does_not_lose_it(tmp_path):
+    """torchrun sends one to the rank that reports the death of another."""
+    script = tmp_path / "report.py"
+    script.write_text("""if True:
+        import os
+        import signal
+        from models import distributed
+        count = distributed._count
+        def interrupted(*event):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return count(*event)
+        distributed._count = interrupted
+        with distributed.clean_exit("report.py"):
+            raise OSError("no such photograph")
+        """)
+    result = subprocess.run([sys.executable, script], env={**os.environ, "PYTHONPATH": str(ROOT)},
+                            stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (result.returncode, result.stderr) == (2, "report.py: no such photograph\n")
