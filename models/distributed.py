@@ -101,17 +101,16 @@ def clean_exit(script: str) -> Iterator[None]:
     try:
         try:
             yield
-        except Exception as error:
-            # torchrun's, which has seen another end: this message is counted, so it must come out
+        except BaseException as error:
+            # torchrun sends one where another rank ends; what is said from here on must come out
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            _report(script, error)
+            if isinstance(error, Exception):
+                _report(script, error)
             raise
     except SystemExit as stop:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, which has seen another end
         _leave(stop.code)
         raise
     except KeyboardInterrupt:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends another
         rank, world = rank_and_world()
         # Where a rank has failed, torchrun stopped this one
         if not _count("failed", 0) and rank == 0:
