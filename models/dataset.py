@@ -22,7 +22,7 @@ def check_patch_size(sets: MultiGT, patch_size: int, scale: int = 4) -> None:
 
 
 class Place(NamedTuple):
-    """Where a draw cuts its patch. The generator goes on to draw the degradation."""
+    """Where a draw cuts its patch; its generator then draws the degradation."""
 
     index: int  # of the set
     top: int  # GT pixels

@@ -89,7 +89,7 @@ def test_changed_images_are_decoded_again(data, tmp_path):
     os.utime(path, ns=(stat.st_mtime_ns + 1, stat.st_mtime_ns + 1))  # the time tells
     assert_right(cache_of(data, tmp_path), data)
     assert len(list(tmp_path.glob("*.rgb"))) == 3
-    assert not np.array_equal(before[1, 0], read_rgb(path))  # a run that goes on keeps its file
+    assert not np.array_equal(before[1, 0], read_rgb(path))  # a running process keeps its old file
     # Added, and the labels alone
     for folder in ("original", "01", "02", "03", "04"):
         source = data / f"Train/images/0-4/{folder}"

@@ -150,7 +150,7 @@ def arguments(root: Path, out: Path, *more: str) -> list[str]:
 
 
 def run(root: Path, *args: str) -> subprocess.CompletedProcess:
-    """evaluate.py as a user runs it, where no weights can be had."""
+    """evaluate.py in a process of its own, which finds no metric's weights."""
     return run_script("evaluate.py", *args, PYTHONPATH=root, TORCH_HOME=root / "torch",
                       HF_HOME=root / "hf", HF_ENDPOINT="http://127.0.0.1:9")
 
@@ -340,7 +340,7 @@ def test_an_interrupted_evaluation_resumes(work, tmp_path):
     assert work.of(*flags) == {"super_resolve": 6, "own": 21}
     assert tables(out) == straight
 
-    # SR images: made again if they are gone, and if another network's lie there
+    # SR images that are missing, or that another network made, are made again
     (tmp_path / "sr/SwinIR-AMO/img01.png").unlink()
     assert work.of(*flags) == {"super_resolve": 1} and work.of(*flags) == {}
     swap = [f"SwinIR-AMO={work.root / 'RealESRGAN-UPos.pt'}"]
