@@ -37,7 +37,7 @@ from scipy.stats import rankdata
 
 from models.checkpoint import read_csv, write_csv
 from models.distributed import clean_exit, cleanup, init_distributed, rank_zero_first
-from models.flags import SEED, integer
+from models.flags import SEED, integer, new_parser
 from models.hggt import load_sets
 from models.iqa import load_iqa
 from models.pairs import COLUMNS, Pairs, read_pairs
@@ -483,7 +483,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser = new_parser(__doc__.split("\n")[0])
     add = parser.add_argument
     add("--pairs", metavar="CSV", help="train manifest: phase I, and the train column of phase II")
     add("--pairs-test", metavar="CSV", help="test manifest: the test column of phase II")

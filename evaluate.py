@@ -53,6 +53,7 @@ from models.distributed import (
     rank_and_world,
     rank_zero_first,
 )
+from models.flags import new_parser, refuse
 from models.hggt import MultiGT, read_rgb
 from models.metrics import (
     CROP_BORDER,
@@ -254,13 +255,6 @@ def check_models(paths: list[str]) -> list[str]:
     return problems
 
 
-def refuse(problems: list[str], shown: int = 20) -> None:
-    """ValueError with the first problems, if there are any."""
-    if problems:
-        more = [f"and {len(problems) - shown} more problems"] if len(problems) > shown else []
-        raise ValueError("\n".join(problems[:shown] + more))
-
-
 def to_tensor(path: str, device: torch.device) -> Tensor:
     """An image file as (1, 3, H, W) float in [0, 1]."""
     image = torch.from_numpy(read_rgb(path).copy()).to(device)
@@ -415,10 +409,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = new_parser(__doc__)
     add = parser.add_argument
     add("--models", nargs="+", required=True, metavar="NAME=FILE",
         help="row name and checkpoint; names as in Table 5, e.g. SwinIR-AMO+FT")

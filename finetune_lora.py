@@ -26,10 +26,9 @@ from torch.utils.checkpoint import checkpoint
 import train_sr
 from models.checkpoint import check_finite, save_atomic, sha256
 from models.distributed import clean_exit, cleanup
-from models.flags import integer, number
+from models.flags import integer, new_parser, number
 from models.lora import add_lora, lora_state, merge_lora
 from models.quality import load_quality
-from models.weights import load_like
 
 # PAPER: Sec. 8.3. SwinIR: the MLPs, rank 48, lr 5e-6 halved at 5,000 steps;
 # RealESRGAN: the convolutions inside the RRDBs, rank 24, lr 5e-5.
@@ -58,7 +57,7 @@ def main(args: argparse.Namespace) -> None:
     complete_args(args, preset)
 
     # The base network, adapted
-    net_g = load_like(train_sr.PRESETS[args.net]["build"](), args.init, f"--net {args.net}")
+    net_g = train_sr.build_generator(args.net, args.init)
     base_sha256 = sha256(args.init)
     torch.manual_seed(args.seed)
     if not args.full:
@@ -105,18 +104,14 @@ def complete_args(args: argparse.Namespace, preset: dict) -> None:
         variant = "_full" if args.full else ""
         variant += "".join(f"_{key}{value:g}" for key, value, usual in weights if value != usual)
         variant += train_sr.iqa_suffix(args)
-        variant += f"-seed{args.seed}" * (args.seed > 0)
-        args.out = f"runs/{args.net}-{args.sampler}+FT{variant}"
+        args.out = train_sr.run_folder(args, f"{args.sampler}+FT{variant}")
     train_sr.resolve_args(args)
     if args.init is None:
         raise ValueError("--init none: fine-tuning starts from a trained network")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = new_parser(__doc__)
     train_sr.add_arguments(parser)
     add = parser.add_argument
     add("--lambda-q", type=number(0), default=0.05,

@@ -46,7 +46,7 @@ from models.distributed import (
     rank_zero_first,
     start_worker,
 )
-from models.flags import SEED, integer, number
+from models.flags import SEED, integer, new_parser, number
 from models.hggt import MultiGT, load_sets
 from models.losses import VGG19Loss, gan_loss_d, gan_loss_g, laplacian_loss
 from models.quality import data_digest, image_quality, load_quality
@@ -177,18 +177,13 @@ def fit(
     net_d = optim_d = None
     if args.lambda_a > 0:
         torch.manual_seed(args.seed)
-        net_d = UNetDiscriminatorSN(num_feat=preset["disc_feat"])
-        if args.init_d:
-            load_discriminator(net_d, args.init_d)
+        net_d = build_discriminator(args.net, args.init_d)
         net_d.to(device, memory_format=torch.channels_last)
         optim_d = adam(net_d.parameters(), lr=args.lr_d)
     ddp_g, ddp_d = wrap(net_g, args), wrap(net_d, args)  # for the gradients; the bare ones else
 
     # Losses
-    percep = laplacian_loss if args.lambda_p > 0 else None
-    if args.perceptual == "vgg19" and args.lambda_p > 0:
-        percep = VGG19Loss(rank_zero_first(vgg19_state))
-        percep.to(device, memory_format=torch.channels_last)
+    percep = perceptual_loss(args) if args.lambda_p > 0 else None
     lambdas = {"l_pix": args.lambda_l1, "l_percep": args.lambda_p, "l_adv": args.lambda_a,
                "l_iqa": lambda_q}
     # PAPER: float32 as HGGT ran it, with PyTorch's defaults (on an A100 TF32 in convolutions).
@@ -260,6 +255,28 @@ def load_data(args: argparse.Namespace) -> MultiGT:
     return sets
 
 
+def build_generator(net: str, init: str | None) -> nn.Module:
+    """The network of --net, with the weights of a file or random ones; ready to train."""
+    net_g = PRESETS[net]["build"]()
+    return load_like(net_g, init, f"--net {net}") if init else net_g
+
+
+def build_discriminator(net: str, init: str | None) -> nn.Module:
+    """The discriminator that --net trains against, with the weights of a file or random ones."""
+    net_d = UNetDiscriminatorSN(num_feat=PRESETS[net]["disc_feat"])
+    if init:
+        load_discriminator(net_d, init)
+    return net_d
+
+
+def perceptual_loss(args: argparse.Namespace) -> Callable[[Tensor, Tensor], Tensor]:
+    """That of --perceptual: (sr, gt), each (N, 3, H, W) -> scalar."""
+    if args.perceptual == "laplacian":
+        return laplacian_loss
+    loss = VGG19Loss(rank_zero_first(vgg19_state))  # rank 0 may download the weights
+    return loss.to(args.device, memory_format=torch.channels_last)
+
+
 def gt_weights(args: argparse.Namespace, sets: MultiGT) -> np.ndarray | None:
     """Sampling weights over the ground truths of each set, (n, K) (Eq. 2-4); None for amo."""
     quality = image_quality(args, sets) if args.sampler in ("sma", "smp") else None
@@ -290,7 +307,7 @@ def iqa_suffix(args: argparse.Namespace) -> str:
 
 
 def run_folder(args: argparse.Namespace, name: str) -> str:
-    """The default folder of a run of train_sr.py; name: its sampler, or stage1."""
+    """The default folder of a run; name: its sampler, stage1, or a fine-tuning's variant."""
     suffix = iqa_suffix(args) if name in SCORING else ""
     return f"runs/{args.net}-{name}{suffix}" + (f"-seed{args.seed}" if args.seed else "")
 
@@ -331,9 +348,7 @@ def main(args: argparse.Namespace) -> None:
     stage_one = args.lambda_p == 0 and args.lambda_a == 0
     resolve_args(args, stage_one)
     torch.manual_seed(args.seed)
-    net_g = PRESETS[args.net]["build"]()
-    if args.init:
-        net_g = load_like(net_g, args.init, f"--net {args.net}")
+    net_g = build_generator(args.net, args.init)
     sets = load_data(args)
     net_ema = fit(args, sets, net_g, stage_one)
     if args.rank == 0:
@@ -425,10 +440,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = new_parser(__doc__)
     add_arguments(parser)
     return parser.parse_args(argv)
 

@@ -23,7 +23,7 @@ from benchmarks.common import abba, spread, write_results
 from benchmarks.photos import write_sets
 from demo.quality import QNet
 from models.distributed import clean_exit
-from models.flags import integer
+from models.flags import integer, new_parser
 from models.iqa import load_iqa
 from models.scores import read_batches, read_or_error, score_images
 
@@ -82,7 +82,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser = new_parser(__doc__.split("\n")[0])
     add = parser.add_argument
     add("--images", type=integer(1), metavar="N",
         help="number of images (default: 8, on a GPU 256)")

@@ -32,7 +32,7 @@ from models.cache import PixelCache
 from models.dataset import MultiGTDataset, StepBatchSampler
 from models.degradations import apply_degradation, degrade_patch, draw_degradation
 from models.distributed import clean_exit, keep_freed_memory, start_worker
-from models.flags import integer, number
+from models.flags import integer, new_parser, number
 from models.hggt import MultiGT, load_sets, read_rgb
 from models.samplers import sampling_weights
 from train_sr import PRESETS
@@ -206,7 +206,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser = new_parser(__doc__.split("\n")[0])
     add = parser.add_argument
     add("--data", metavar="DIR", help="multi-GT folder (default: photographs of scikit-image)")
     add("--cache", metavar="DIR", help="folder, as train_sr.py --cache (default: a temporary one)")

@@ -36,7 +36,7 @@ from models.dataset import MultiGTDataset
 from models.degradations import degrade_patch
 from models.discriminator import UNetDiscriminatorSN
 from models.distributed import clean_exit
-from models.flags import integer
+from models.flags import integer, new_parser
 from models.hggt import load_sets
 from models.iqa import load_iqa
 from models.losses import VGG19_LAYERS, VGG19_WEIGHTS, VGG19Loss, gan_loss_g
@@ -295,10 +295,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = new_parser(__doc__)
     add = parser.add_argument
     add("--net", nargs="+", choices=("swinir", "rrdb"), default=["swinir", "rrdb"], help="networks")
     add("--variants", nargs="+", choices=VARIANTS,

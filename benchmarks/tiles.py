@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from benchmarks.common import write_results
 from models.distributed import clean_exit
-from models.flags import integer
+from models.flags import integer, new_parser
 from models.metrics import to_8bit
 from models.tiles import OVERLAP, spans, upscale
 from models.weights import load_net
@@ -48,7 +48,7 @@ def compare(name: str, net: nn.Module, crop: int, tile: int) -> list[str]:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser = new_parser(__doc__.split("\n")[0])
     add = parser.add_argument
     add("--ckpt", nargs="*", default=[], metavar="FILE", help="checkpoints, instead of the presets")
     add("--crop", type=integer(1, 412),

@@ -41,7 +41,7 @@ from scipy.ndimage import gaussian_filter
 from tqdm import tqdm
 
 from models.distributed import clean_exit
-from models.flags import SEED
+from models.flags import SEED, new_parser
 
 SIZE = 192  # side of every GT, pixels
 MODELS = ("original", "01", "02", "03", "04")
@@ -534,9 +534,7 @@ def main(args: argparse.Namespace) -> None:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     from models.degradations import SETTINGS
 
-    parser = argparse.ArgumentParser(
-        prog="python -m demo.data", allow_abbrev=False, description=__doc__.split("\n")[0]
-    )
+    parser = new_parser(__doc__.split("\n")[0], "python -m demo.data")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--seed", type=SEED, default=0, help="seed of all images and votes")
     parser.add_argument(

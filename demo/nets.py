@@ -15,7 +15,7 @@ from torch import nn
 
 from models.checkpoint import save_atomic
 from models.distributed import clean_exit
-from models.flags import SEED
+from models.flags import SEED, new_parser
 from models.swinir import SwinIR
 from train_sr import PRESETS
 
@@ -74,9 +74,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m demo.nets", allow_abbrev=False, description=__doc__.split("\n")[0]
-    )
+    parser = new_parser(__doc__.split("\n")[0], "python -m demo.nets")
     parser.add_argument("--net", choices=[n for n in PRESETS if n.endswith("_tiny")],
                         default="swinir_tiny", help="preset of train_sr.py")
     parser.add_argument("--seed", type=SEED, default=0, help="seed of the random weights")

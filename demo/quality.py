@@ -27,7 +27,7 @@ from tqdm import tqdm
 from demo.data import add_noise, blur, fractal, jpeg, resize, rng_of, to_float, to_uint8, unsharp
 from models.checkpoint import read_state, save_atomic
 from models.distributed import clean_exit
-from models.flags import SEED
+from models.flags import SEED, new_parser
 
 CROP, GROUPS, VERSIONS = 64, 8, 4  # a step sees 8 crops of 64 pixels, each in 4 versions
 POOL = 30  # versions of each pristine image, made in advance; the first is the image itself
@@ -359,9 +359,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m demo.quality", allow_abbrev=False, description=__doc__.split("\n")[0]
-    )
+    parser = new_parser(__doc__.split("\n")[0], "python -m demo.quality")
     parser.add_argument("--data", type=Path, required=True, help="folder that demo.data wrote")
     parser.add_argument("--which", choices=list(NETS), required=True, help="the net to train")
     parser.add_argument("--out", type=Path, required=True, help="weight file to write (.pt)")

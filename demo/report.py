@@ -16,6 +16,7 @@ import numpy as np
 from demo.data import RATER_NOISE, rng_of, to_float, utilities
 from models.checkpoint import read_csv, replacing, write_csv
 from models.distributed import clean_exit
+from models.flags import new_parser
 from models.hggt import read_rgb
 from paper.user_study import checksum, read_key
 
@@ -204,10 +205,7 @@ def write_logs(runs: Path, out: Path) -> None:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m demo.report", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = new_parser(__doc__, "python -m demo.report")
     parser.add_argument("--logs", type=Path, required=True, help="folder of the run folders")
     parser.add_argument("--out", type=Path, required=True, help="table to write (.csv)")
     return parser.parse_args(argv)

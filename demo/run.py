@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 from demo.report import compare_logs, curve_figure, seeds_table, simulate_votes, write_orderings
 from models.distributed import clean_exit
-from models.flags import SEED
+from models.flags import SEED, new_parser
 
 LABELS = {"swinir": "SwinIR", "rrdb": "RealESRGAN"}
 DEGRADATIONS = {"swinir": "light", "rrdb": "two_round"}  # of the test images, as in training
@@ -280,10 +280,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m demo.run", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = new_parser(__doc__, "python -m demo.run")
     add = parser.add_argument
     add("--net", choices=list(LABELS), default="swinir", help="network (default: %(default)s)")
     add("--seeds", type=SEED, nargs="+", default=[0], metavar="N",

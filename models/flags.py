@@ -1,11 +1,27 @@
-"""Numeric flags with a range, as types of argparse.
+"""A script's flags: their parser, numbers with a range, and the refusal of what does not fit.
 
-    add("--tau", type=number(1e-6), default=10.0)     # error: argument --tau: '0': must be ...
+    parser = new_parser(__doc__)
+    parser.add_argument("--tau", type=number(1e-6))   # error: argument --tau: '0': must be ...
 """
 
 import argparse
 import math
 from dataclasses import dataclass
+
+
+def new_parser(description: str, prog: str | None = None) -> argparse.ArgumentParser:
+    """A parser that shows the description as it stands and takes flags by their whole names."""
+    return argparse.ArgumentParser(
+        prog=prog, description=description, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def refuse(problems: list[str], shown: int = 20) -> None:
+    """ValueError with a line for each of the first problems, if there are any."""
+    if problems:
+        more = [f"and {len(problems) - shown} more problems"] if len(problems) > shown else []
+        raise ValueError("\n".join(problems[:shown] + more))
 
 
 @dataclass(frozen=True)

@@ -34,11 +34,12 @@ from scipy.ndimage import gaussian_filter
 
 from models.checkpoint import read_csv, write_csv
 from models.distributed import clean_exit
+from models.flags import new_parser
 from models.hggt import load_sets, png_size, read_rgb
 from paper.draw import WIDTH, Cell, draw_grid, finish_axes, label_points, plt, save
+from paper.report import GOLD, LOWER_BETTER, evenly_spaced
 
 FULL_REFERENCE = ("psnr", "ssim", "lpips", "lpips_st", "dists", "psnr_original")
-LOWER_BETTER = ("lpips", "lpips_st", "dists")
 DISPLAY = {
     "psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS", "lpips_st": "LPIPS-ST", "dists": "DISTS",
     "psnr_original": "PSNR to the original (dB)", "musiq": "MUSIQ", "nima": "NIMA", "q": "Q",
@@ -108,9 +109,7 @@ def gain(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
 
 def at_quantiles(values: dict[str, float], count: int) -> list[str]:
     """Names at the quantiles (i + 1/2) / count of their values, lowest first, each only once."""
-    ranked = sorted(values, key=lambda name: (values[name], name))
-    count = min(count, len(ranked))
-    return [ranked[(2 * i + 1) * len(ranked) // (2 * count)] for i in range(count)]
+    return evenly_spaced(sorted(values, key=lambda name: (values[name], name)), count)
 
 
 def high_pass(image: np.ndarray) -> np.ndarray:
@@ -269,7 +268,7 @@ def rows_to_show(scores: dict[tuple[str, str], dict[str, float]], names: list[st
                  args: argparse.Namespace) -> dict[str, list[str]]:
     """{network: rows with SR images and all quality scores}; prints why others are skipped."""
     rows: dict[str, list[str]] = {}
-    for model in dict.fromkeys(model for model, _ in scores if model != "Gold Standard"):
+    for model in dict.fromkeys(model for model, _ in scores if model != GOLD):
         net, dash, row = model.partition("-")
         if not dash:
             print(f"{model}: in no picture, its name is not <Net>-<Row>")
@@ -728,10 +727,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = new_parser(__doc__)
     add = parser.add_argument
     add("--results", required=True, type=Path, metavar="DIR",
         help="folder of the tables; figures go there as well")

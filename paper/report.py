@@ -26,7 +26,7 @@ from PIL import Image
 
 from models.checkpoint import read_csv, replacing
 from models.distributed import clean_exit
-from models.flags import integer
+from models.flags import integer, new_parser
 from models.hggt import LABEL_VALUES, MultiGT, load_sets, read_rgb
 from paper.page import fill
 
@@ -149,7 +149,7 @@ def choose_models(rows: list[str], args: argparse.Namespace) -> list[str]:
 
 
 def evenly_spaced(names: list[str], count: int) -> list[str]:
-    """`count` of the names, at the quantiles (i + 1/2) / count of their order."""
+    """`count` of the names, at the quantiles (i + 1/2) / count of their order, each only once."""
     count = min(count, len(names))
     return [names[(2 * i + 1) * len(names) // (2 * count)] for i in range(count)]
 
@@ -250,10 +250,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = new_parser(__doc__)
     add = parser.add_argument
     add("--results", required=True, type=Path, metavar="DIR",
         help="folder of the tables and plots; report.html goes there as well")

@@ -37,7 +37,7 @@ from scipy import stats
 
 from models.checkpoint import write_csv
 from models.distributed import clean_exit
-from models.flags import SEED, integer
+from models.flags import SEED, integer, new_parser, refuse
 from models.hggt import png_size, read_rgb
 from paper.page import fill
 
@@ -100,13 +100,6 @@ def checksum(study: str, rater: str, token: str, votes: list[dict]) -> str:
 
 
 # ------------------------------------------------------------------------- make
-
-
-def refuse(problems: list[str], shown: int = 20) -> None:
-    """ValueError with one line per problem, if there are any."""
-    if problems:
-        more = [f"and {len(problems) - shown} more problems"] if len(problems) > shown else []
-        raise ValueError("\n".join(problems[:shown] + more))
 
 
 def read_pair(a: Path, b: Path) -> list[np.ndarray]:
@@ -403,7 +396,7 @@ def name_and_folder(text: str) -> tuple[str, str]:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     layout = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
-    parser = argparse.ArgumentParser(description=__doc__, **layout)
+    parser = new_parser(__doc__)
     commands = parser.add_subparsers(required=True, metavar="make|analyze")
     sub = commands.add_parser("make", help="write the raters' pages and the key", **layout)
     sub.set_defaults(main=make)

@@ -23,15 +23,14 @@ import evaluate
 import finetune_lora
 import train_sr
 from models.checkpoint import one_line
-from models.discriminator import UNetDiscriminatorSN
 from models.distributed import clean_exit
-from models.flags import integer
+from models.flags import integer, new_parser, refuse
 from models.hggt import check_data, load_sets
 from models.iqa import PREFETCH
 from models.metrics import load_metric, pyiqa_name
 from models.samplers import LABELLED, SCORING
 from models.testset import find_hggt_test, find_realsr
-from models.weights import load_discriminator, load_like, prefetch
+from models.weights import prefetch
 
 SCRIPTS = {f"{script.__name__}.py": script
            for script in (analyze_iqa, train_sr, finetune_lora, evaluate)}
@@ -92,13 +91,12 @@ def check_file(path: str) -> None:
 
 def check_init(net: str, path: str) -> None:
     """--init loads as the network that --net names."""
-    load_like(train_sr.PRESETS[net]["build"](), path, f"--net {net}")
+    train_sr.build_generator(net, path)
     print(f"{path}: weights of {net}")
 
 
 def check_discriminator(net: str, path: str) -> None:
-    net_d = UNetDiscriminatorSN(num_feat=train_sr.PRESETS[net]["disc_feat"])
-    load_discriminator(net_d, path)
+    train_sr.build_discriminator(net, path)
     print(f"{path}: discriminator")
 
 
@@ -203,17 +201,13 @@ def check_plan(commands: list[Command]) -> list[str]:
 def main(args: argparse.Namespace) -> None:
     if args.plan:
         problems = check_plan(read_plan(sys.stdin))
-        if problems:
-            raise ValueError("\n".join(problems))
+        refuse(problems, shown=len(problems))
     elif problems := check_data(args.data):
         raise ValueError(f"{args.data}: {len(problems)} problems, listed above")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.check", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = new_parser(__doc__, "python -m tools.check")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--plan", action="store_true", help="check the commands on stdin")
     what.add_argument("--data", metavar="DIR", help="check a data folder, decoding every image")

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from models.checkpoint import one_line, replacing, sha256
 from models.distributed import clean_exit
-from models.flags import integer
+from models.flags import integer, new_parser
 from models.hggt import MultiGT, load_sets, read_rgb
 
 RECORD_FILE = "enhance.json"
@@ -253,10 +253,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = new_parser(__doc__)
     add = parser.add_argument
     add("folder", metavar="HR_FOLDER", help="8-bit RGB PNG, JPEG, WebP, TIFF")
     add("out", metavar="OUT", help="folder of the set: new, or one to resume or to add to")

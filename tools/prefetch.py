@@ -14,6 +14,7 @@ import os
 
 from models.checkpoint import one_line
 from models.distributed import clean_exit
+from models.flags import new_parser
 from models.iqa import PAPER_FILES, PREFETCH, cache_folders
 from models.weights import prefetch
 
@@ -51,8 +52,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m tools.prefetch", allow_abbrev=False,
-                                     description="Download the weights of metrics.")
+    parser = new_parser("Download the weights of metrics.", "python -m tools.prefetch")
     parser.add_argument("names", nargs="*", metavar="NAME", help="pyiqa metrics; vgg19 is the "
                         "perceptual loss's (default, for training and Tables 5, 7, 8: "
                         + " ".join(PAPER_NAMES) + ")")

@@ -36,7 +36,7 @@ from models.checkpoint import (
 )
 from models.distributed import clean_exit, cleanup, gather, init_distributed
 from models.export import export
-from models.flags import integer, number
+from models.flags import integer, new_parser, number
 from models.lora import add_lora, load_lora, lora_state, merge_lora
 from models.metrics import load_metrics, split_pairs
 from models.photos import LARGEST_SIDE, SUFFIXES, Photo, read_photo, write_photo
@@ -263,10 +263,7 @@ def main(args: argparse.Namespace) -> bool:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = new_parser(__doc__)
     add = parser.add_argument
     add("--ckpt", metavar="FILE", required=True, help="checkpoint of the network")
     add("--lq", metavar="PATH", help="photo, or folder of photos, to enlarge")
