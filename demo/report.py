@@ -18,6 +18,7 @@ from models.checkpoint import read_csv, replacing, write_csv
 from models.distributed import clean_exit
 from models.flags import new_parser
 from models.hggt import read_rgb
+from paper.report import GOLD
 from paper.user_study import checksum, read_key
 
 CHAIN = ("OrigsOnly", "Rand", "UPos", "SMA", "AMO")
@@ -69,7 +70,7 @@ def orderings(means: dict[str, dict[str, float]]) -> list[tuple[str, str, str, s
 def table_rows(results: Path) -> tuple[dict[str, dict[str, float]], list[str]]:
     """Means of the rows of table5_per_image.csv, without the gold standard; its comment lines."""
     per_image, notes = read_csv(results / "table5_per_image.csv")
-    return row_means([r for r in per_image if r["model"] != "Gold Standard"]), notes
+    return row_means([r for r in per_image if r["model"] != GOLD]), notes
 
 
 def write_orderings(results: Path) -> None:
@@ -124,7 +125,7 @@ def curve_figure(table: Path) -> None:
     from matplotlib import pyplot as plt
 
     rows = [row for row in read_csv(table, ("model", "q", "judge", "psnr"))[0]
-            if row["model"] != "Gold Standard"]
+            if row["model"] != GOLD]
     scales = [float(row["model"]) for row in rows]
     fig, axes = plt.subplots(1, 3, figsize=(9, 2.6), layout="constrained")
     titles = {"q": "Q", "judge": "judge", "psnr": "PSNR to the positives, dB"}
