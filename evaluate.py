@@ -47,6 +47,8 @@ from tqdm import tqdm
 
 from models.checkpoint import file_digest, read_csv, read_settings, replacing, write_csv
 from models.distributed import (
+    agree,
+    check_shared,
     clean_exit,
     cleanup,
     init_distributed,
@@ -54,7 +56,8 @@ from models.distributed import (
     rank_zero_first,
 )
 from models.flags import new_parser, refuse
-from models.hggt import MultiGT, read_rgb
+from models.hggt import MultiGT
+from models.images import read_rgb
 from models.metrics import (
     CROP_BORDER,
     METRICS,
@@ -386,6 +389,9 @@ def main(args: argparse.Namespace) -> None:
     files = [path for image in images for path in (image.lq, *image.gts)]
     sha256 = file_hashes([*models.values(), *files], folder)
     refuse([f"{path}: {e.strerror}" for path, e in sha256.items() if isinstance(e, OSError)])
+    agree("--models and the test images", [sha256[path] for path in (*models.values(), *files)])
+    if args.save_sr:
+        check_shared(args.save_sr, "--save-sr")
     columns = open_columns(metrics, specs, folder, device)
 
     # Row by row, one network in memory at a time

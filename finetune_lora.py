@@ -54,7 +54,7 @@ class OneByOne(nn.Module):
 
 def main(args: argparse.Namespace) -> None:
     preset = PRESETS[args.net.removesuffix("_tiny")]
-    complete_args(args, preset)
+    resolve_args(args, preset)
 
     # The base network, adapted
     net_g = train_sr.build_generator(args.net, args.init)
@@ -92,20 +92,12 @@ def main(args: argparse.Namespace) -> None:
     cleanup()
 
 
-def complete_args(args: argparse.Namespace, preset: dict) -> None:
-    """Fill in what depends on the net and the variant, then what train_sr.py fills in."""
-    args.init = args.init or f"{train_sr.run_folder(args, args.sampler)}/net_g_ema.pt"
-    if args.milestones is None:
-        args.milestones = preset["halve"]
-    args.lr = preset["lr"] if args.lr is None else args.lr
-    args.lora_rank = None if args.full else args.lora_rank or preset["rank"]
-    if args.out is None:  # every variant has its own folder
-        weights = (("Q", args.lambda_q, 0.05), ("A", args.lambda_a, 0.0), ("P", args.lambda_p, 1.0))
-        variant = "_full" if args.full else ""
-        variant += "".join(f"_{key}{value:g}" for key, value, usual in weights if value != usual)
-        variant += train_sr.iqa_suffix(args)
-        args.out = train_sr.run_folder(args, f"{args.sampler}+FT{variant}")
-    train_sr.resolve_args(args)
+def resolve_args(args: argparse.Namespace, preset: dict) -> None:
+    """Fill in what depends on the net and the variant, and what train_sr.py fills in."""
+    args.lora_rank = None if args.full else args.lora_rank
+    train_sr.resolve_args(args, tuning={
+        "lambda_q": 0.05, "lambda_a": 0.0, "full": False, "lr": preset["lr"],
+        "lora_rank": None if args.full else preset["rank"], "milestones": preset["halve"]})
     if args.init is None:
         raise ValueError("--init none: fine-tuning starts from a trained network")
 

@@ -13,8 +13,9 @@ Stage one, the initialisation: L1 alone on a flat folder of high-resolution crop
 
 In:  --data, a folder in one of the layouts of models/hggt.py (`python -m tools.check --data DIR`
      inspects it).
-Out: --out (default runs/<net>-<sampler>) with net_g_ema.pt (the result), last.pt (all that a resume
-     needs; evaluate.py reads it too), log.csv, samples/*.png and, where tensorboard is installed,
+Out: --out (default runs/<net>-<sampler>, followed by the settings that differ from the paper's)
+     with net_g_ema.pt (the result), last.pt (all that a resume needs; evaluate.py reads it too),
+     log.csv, samples/*.png (of the averaged network) and, where tensorboard is installed,
      tensorboard/. Rerun the same command to resume: draws depend on (seed, draw) alone, so a
      resumed run equals an uninterrupted one.
 """
@@ -23,6 +24,9 @@ import argparse
 import copy
 import functools
 import os
+import re
+import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,7 +53,13 @@ from models.distributed import (
 from models.flags import SEED, integer, new_parser, number
 from models.hggt import MultiGT, load_sets
 from models.losses import VGG19Loss, gan_loss_d, gan_loss_g, laplacian_loss
-from models.quality import data_digest, image_quality, load_quality
+from models.quality import (
+    data_digest,
+    image_digest,
+    image_quality,
+    load_quality,
+    score_folder,
+)
 from models.rrdb import RRDBNet
 from models.run import TrainingRun
 from models.samplers import LABELLED, SAMPLERS, SCORING, choose_argmax, sampling_weights
@@ -58,7 +68,7 @@ from models.swinir import SwinIR, stochastic_depth
 from models.weights import load_discriminator, load_like, vgg19_state
 
 LOSSES = ("l_pix", "l_percep", "l_adv", "l_d", "l_iqa")  # of Eq. 1 and 5, columns of log.csv
-RECIPE = 2  # raised when the same settings train differently: older runs cannot resume
+RECIPE = 3  # raised when the same settings train differently: older runs cannot resume
 # Flags that do not decide the result
 MACHINE = ("device", "rank", "world", "num_workers", "save_every", "sample_every",
            "checkpoint_reward")
@@ -148,6 +158,11 @@ def lr_at(step: int, base: float, milestones: list[int]) -> float:
     return base * 0.5 ** sum(step > m for m in milestones)
 
 
+def ema_decay_at(step: int, decay: float, warmup: bool) -> float:
+    """Decay of the averaged weights at a 1-based step; a warm-up lets short runs move them."""
+    return min(decay, (1 + step) / (10 + step)) if warmup else decay
+
+
 @torch.no_grad()
 def ema_update(net_ema: nn.Module, net: nn.Module, decay: float) -> None:
     """net_ema <- decay * net_ema + (1 - decay) * net, over the trained parameters."""
@@ -190,10 +205,12 @@ def fit(
     autocast = functools.partial(torch.autocast, device.type, torch.bfloat16, enabled=args.bf16)
 
     # The run: resumed, or refused before anything takes long
+    images = image_digest(sets, score_folder(args, sets))
+    settings = run_settings(args, data_digest(sets, images), make_reward is not None)
     run = TrainingRun(
         args, {"params_ema": net_ema, "params": net_g, "net_d": net_d, "optim_g": optim_g,
                "optim_d": optim_d},
-        LOSSES, len(sets.paths[0]), run_settings(args, sets, make_reward is not None))
+        LOSSES, len(sets.paths[0]), settings)
 
     # Data: which set, patch, flip, degradation and ground truth is a function of (seed, draw)
     quality = load_quality(args, sets, run.extra) if args.sampler == "amo" else None
@@ -203,7 +220,7 @@ def fit(
         functools.partial(degrade_patch, setting=preset["degradation"]),
         # Real-ESRNet trains on USM-sharpened GT; stage two does not (HGGT).
         prepare=usm_sharpen if stage_one and preset["degradation"] == "two_round" else None,
-        cache=args.cache and rank_zero_first(lambda: PixelCache(args.cache, sets)),
+        cache=args.cache and rank_zero_first(lambda: PixelCache(args.cache, sets, images)),
     )
     batches = StepBatchSampler(run.done + 1, args.steps, args.batch_size, args.rank, args.world)
     loader = DataLoader(
@@ -237,8 +254,8 @@ def fit(
                 losses["l_d"] = discriminator_loss(ddp_d, sr, gt)
             optimise(optim_d, losses["l_d"], lr_at(step, args.lr_d, args.milestones))
 
-        ema_update(net_ema, net_g, args.ema_decay)
-        run.record(step, lr, losses, choice, (lq, sr, gt))
+        ema_update(net_ema, net_g, ema_decay_at(step, args.ema_decay, args.ema_warmup))
+        run.record(step, lr, losses, choice, lq, gt)
     return net_ema
 
 
@@ -300,20 +317,55 @@ def describe(batches: StepBatchSampler, dataset: MultiGTDataset, step: int) -> s
     return f"draws {draws[0]} to {draws[-1]}: {names}"
 
 
-def iqa_suffix(args: argparse.Namespace) -> str:
-    """What --iqa adds to the name of a run folder: nothing if it is the paper's."""
-    names = "+".join(name.partition("@")[0].replace(":", ".") for name in args.iqa)
-    return "" if names == "musiq" else f"_{names}"
+def run_folder(args: argparse.Namespace, name: str, usual: dict[str, object]) -> str:
+    """The default folder of a run: network, name, and the settings that differ from `usual`.
+
+    name: the run's sampler, stage1, or a fine-tuning's. Files are named by their stem, or by their
+    folder if it is a run's. Longer names than 100 characters end in a checksum.
+    """
+    parts = [f"{args.net}-{name}"]
+    for key, value in vars(args).items():
+        if key not in usual or value == usual[key]:
+            continue
+        if key in ("data", "init", "init_d"):
+            path = Path(value)
+            value = path.parent.name if path.stem in ("net_g_ema", "last") else path.stem
+        if key == "iqa":
+            names = (text.partition("@") for text in value)
+            value = "+".join(metric.replace(":", ".") + (at and f"-{Path(file).stem}")
+                             for metric, at, file in names)
+        if isinstance(value, list):
+            value = "+".join(map(str, value))
+        separator = "-" if isinstance(value, str) else ""
+        shown = "" if value is True else f"{value:g}" if isinstance(value, float) else value
+        parts.append(f"{key.replace('_', '-')}{separator}{shown}")
+    folder = "_".join(parts)
+    if len(folder) > 100:
+        folder = f"{folder[:91]}-{zlib.crc32(folder.encode()):08x}"
+    return f"runs/{folder}"
 
 
-def run_folder(args: argparse.Namespace, name: str) -> str:
-    """The default folder of a run; name: its sampler, stage1, or a fine-tuning's variant."""
-    suffix = iqa_suffix(args) if name in SCORING else ""
-    return f"runs/{args.net}-{name}{suffix}" + (f"-seed{args.seed}" if args.seed else "")
+def trained_by(args: argparse.Namespace, name: str) -> str:
+    """The one network of a default folder of this --net and name, for --init.
+
+    Raises FileNotFoundError if there is none, ValueError if there are several.
+    """
+    folders = sorted(p.parent for p in Path("runs").glob(f"{args.net}-{name}*/net_g_ema.pt")
+                     if re.fullmatch(f"{args.net}-{name}(_.*)?", p.parent.name))
+    if not folders:
+        raise FileNotFoundError(f"runs/{args.net}-{name}/net_g_ema.pt: not there; train it first, "
+                                "or give --init FILE (none: random weights)")
+    if len(folders) > 1:
+        raise ValueError(f"--init is missing: choose one of {', '.join(map(str, folders))}, with "
+                         "/net_g_ema.pt behind it")
+    return str(folders[0] / "net_g_ema.pt")
 
 
-def run_settings(args: argparse.Namespace, sets: MultiGT, rewarded: bool) -> dict:
-    """What decides a run's result, for resuming: flags, with files by name and checksum."""
+def run_settings(args: argparse.Namespace, data: str, rewarded: bool) -> dict:
+    """What decides a run's result, for resuming: flags, with files by name and checksum.
+
+    data: `data_digest`; rewarded: whether a quality model is part of the loss
+    """
     ignored = (*MACHINE, "out", "steps", "data", "cache")
     settings = {k: v for k, v in sorted(vars(args).items()) if k not in ignored}
     for key in ("init", "init_d"):
@@ -321,7 +373,7 @@ def run_settings(args: argparse.Namespace, sets: MultiGT, rewarded: bool) -> dic
             settings[key] = f"{Path(settings[key]).name} (sha256 {file_digest(settings[key])})"
     scored = args.sampler in SCORING or rewarded
     settings["iqa"] = "+".join(map(cache_stem, args.iqa)) if scored else None
-    return settings | {"data": data_digest(sets), "recipe": RECIPE}
+    return settings | {"data": f"of sha256 {data}", "recipe": RECIPE}
 
 
 def ema_checkpoint(net: nn.Module, args: argparse.Namespace) -> dict:
@@ -357,34 +409,47 @@ def main(args: argparse.Namespace) -> None:
     cleanup()
 
 
-def resolve_args(args: argparse.Namespace, stage_one: bool = False) -> None:
-    """Fill in what depends on the net, the stage and the machine; refuse impossible values."""
+def resolve_args(
+    args: argparse.Namespace, stage_one: bool = False, tuning: dict[str, object] | None = None
+) -> None:
+    """Fill in what depends on the net, the stage and the machine; refuse impossible values.
+
+    tuning: the usual values of a fine-tuning, where they are not a training's
+    """
     preset = PRESETS[args.net]
     args.rank, args.world, args.device = init_distributed()
     if stage_one:
         args.sampler = args.sampler or "origs_only"
     if args.sampler is None:
         raise ValueError(f"--sampler is missing; choose one of {', '.join(SAMPLERS)}")
+
+    # The paper's values; a run folder is named by what differs from them
+    before = args.sampler if tuning else "stage1"
+    usual = {
+        "data": "datasets/DF2K_OST" if stage_one else "datasets/HGGT", "init_d": None,
+        "iqa": ["musiq"], "tau": 10.0, "lambda_l1": 1.0, "lambda_p": 0.0 if stage_one else 1.0,
+        "lambda_a": 0.0 if stage_one else 0.1, "perceptual": "vgg19",
+        "batch_size": preset["batch_size"], "patch_size": 256, "lr": 2e-4 if stage_one else 1e-4,
+        "milestones": preset["stage_one_milestones" if stage_one else "milestones"], "lr_d": None,
+        "ema_decay": 0.999, "ema_warmup": False, "bf16": False, "seed": 0,
+    } | (tuning or {})
+    for key, value in usual.items():
+        if getattr(args, key) is None:
+            setattr(args, key, value)
+    if args.sampler not in SCORING and not getattr(args, "lambda_q", 0):
+        del usual["iqa"], usual["tau"]
+    name = "stage1" if stage_one else args.sampler + ("+FT" if tuning else "")
+    usual["init"] = args.init and f"runs/{args.net}-{before}/net_g_ema.pt"
+    args.out = args.out or run_folder(args, name, usual)
     if args.init is None and not stage_one:
-        args.init = f"{run_folder(args, 'stage1')}/net_g_ema.pt"
-        if not Path(args.init).is_file():
-            raise FileNotFoundError(f"{args.init}: not there; make it by stage one (--lambda-p 0 "
-                                    "--lambda-a 0), or give --init FILE (none: random weights)")
+        args.init = trained_by(args, before)
     args.init = None if args.init == "none" else args.init
+    args.lr_d = args.lr if args.lr_d is None else args.lr_d
     affinity = getattr(os, "sched_getaffinity", None)  # Linux alone has it
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    share = cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    defaults = {
-        "num_workers": min(8, max(1, share)),
-        "batch_size": preset["batch_size"],
-        "lr": 2e-4 if stage_one else 1e-4,
-        "milestones": preset["stage_one_milestones" if stage_one else "milestones"],
-        "out": run_folder(args, "stage1" if stage_one else args.sampler),
-    }
-    for name, value in defaults.items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
-    args.lr_d = args.lr if args.lr_d is None else args.lr_d
+    if args.num_workers is None:
+        args.num_workers = min(8, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+
     if len(set(args.iqa)) < len(args.iqa):
         raise ValueError(f"--iqa {' '.join(args.iqa)}: a metric twice; name each once")
     if args.patch_size % 8:
@@ -392,20 +457,27 @@ def resolve_args(args: argparse.Namespace, stage_one: bool = False) -> None:
     if args.batch_size % args.world:
         raise ValueError(f"--batch-size {args.batch_size} is the total: it must be divisible by "
                          f"the {args.world} processes")
+    if args.steps < 3 / (1 - args.ema_decay) and not args.ema_warmup and args.rank == 0:
+        kept = 100 * args.ema_decay**args.steps
+        print(f"warning: --steps {args.steps} are few for --ema-decay {args.ema_decay}: the "
+              f"averaged network keeps {kept:.0f} % of the initial weights; --ema-warmup lets it "
+              "follow", file=sys.stderr)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of a training run, shared with finetune_lora.py."""
     add = parser.add_argument
     add("--net", choices=list(PRESETS), default="swinir", help="network and its settings")
-    add("--data", default="datasets/HGGT", help="multi-GT folder, or flat folder of HR crops")
+    add("--data", help="multi-GT folder, or flat folder of HR images (default: datasets/HGGT; "
+        "stage one: datasets/DF2K_OST)")
     add("--cache", metavar="DIR",
         help="decode the images once into a file in DIR and read crops from it (HGGT: 79 GB)")
     add("--sampler", choices=SAMPLERS, help="what chooses the ground truth (paper Sec. 4.2, 5)")
     add("--init", help="weights to start from; none: random ones (default: what stage one wrote, "
-        "runs/<net>-stage1/net_g_ema.pt; stage one itself: random)")
+        "runs/<net>-stage1*/net_g_ema.pt; stage one itself: random)")
     add("--init-d", help="discriminator to start from (a last.pt or a public net_d file)")
-    add("--out", help="run folder (default: runs/<net>-<sampler>)")
+    add("--out", help="run folder (default: runs/<net>-<sampler>, and what differs from the "
+        "paper's settings)")
     add("--iqa", nargs="+", default=["musiq"], metavar="NAME[@FILE]",
         help="quality model of sma, smp, amo and of the reward: pyiqa name or module:function; of "
         "several the mean of their standardised scores, on the scale of the first")
@@ -428,6 +500,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="steps after which the learning rate is halved")
     add("--ema-decay", type=number(0, 0.999999), default=0.999,
         help="decay of the averaged weights per step")
+    add("--ema-warmup", action="store_true",
+        help="average over fewer steps at first: decay (1 + step) / (10 + step), at most "
+        "--ema-decay; for short runs")
     add("--seed", type=SEED, default=0, help="seed of weights and draws")
     add("--bf16", action="store_true",
         help="bfloat16 in the networks and VGG19, faster on GPUs that have it; never in --iqa")

@@ -33,7 +33,8 @@ from models.dataset import MultiGTDataset, StepBatchSampler
 from models.degradations import apply_degradation, degrade_patch, draw_degradation
 from models.distributed import clean_exit, keep_freed_memory, start_worker
 from models.flags import integer, new_parser, number
-from models.hggt import MultiGT, load_sets, read_rgb
+from models.hggt import MultiGT, load_sets
+from models.images import read_rgb
 from models.samplers import sampling_weights
 from train_sr import PRESETS
 

@@ -17,7 +17,7 @@ from demo.data import RATER_NOISE, rng_of, to_float, utilities
 from models.checkpoint import read_csv, replacing, write_csv
 from models.distributed import clean_exit
 from models.flags import new_parser
-from models.hggt import read_rgb
+from models.images import read_rgb
 from paper.report import GOLD
 from paper.user_study import checksum, read_key
 

@@ -1,22 +1,32 @@
 """Files: weights in any public wrapping, CSV tables, and the one way to write a file atomically.
 
 Public super-resolution files hold `{"params_ema": state}`, `{"params": state}` or the bare state
-dict (BasicSR, official SwinIR, ESRGAN); all three are read. Nothing is ever unpickled beyond
-tensors and plain containers (`weights_only=True`). A `.safetensors` file holds the bare state dict.
+dict (BasicSR, official SwinIR, ESRGAN); trainers add wrappings of their own (WRAPPINGS, PREFIXES).
+Nothing is ever unpickled beyond tensors, numbers and plain containers (`weights_only=True`). A
+`.safetensors` file holds the bare state dict.
 """
 
+import codecs
 import contextlib
 import csv
 import hashlib
 import io
 import os
+import time
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:  # imported where it is needed: scripts that only read tables start faster
     import torch
+
+# Keys under which files keep a network's state dict, the preferred first
+WRAPPINGS = ("params_ema", "params", "state_dict", "model_state_dict", "model", "net_g")
+PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
+SETTLED_NS = 2 * 10**9  # a file changed later than this before it was read may change unnoticed
+ABANDONED_SECONDS = 3600  # age of a temporary file whose process was killed
 
 
 def load_file(path: str | Path) -> dict:
@@ -36,7 +46,8 @@ def load_file(path: str | Path) -> dict:
 
             return load_safetensors(path)
         damage = _damage(path)
-        data = None if damage else torch.load(path, map_location="cpu", weights_only=True)
+        with _numpy_numbers_allowed():
+            data = None if damage else torch.load(path, map_location="cpu", weights_only=True)
     except ImportError as error:
         raise ValueError(f"{path}: reading it needs: pip install safetensors") from error
     except Exception as error:  # a foreign file makes torch.load raise almost anything
@@ -68,21 +79,46 @@ def _damage(path: Path) -> str:
     return f"{name} does not match its checksum" if name else ""
 
 
+def _numpy_numbers_allowed() -> contextlib.AbstractContextManager:
+    """Context manager: torch.load accepts numpy's numbers, which trainers save beside weights."""
+    import numpy as np
+    import torch
+
+    if not hasattr(torch.serialization, "safe_globals"):  # torch 2.4: such a file is refused
+        return contextlib.nullcontext()
+    scalar = np.float64(0).__reduce__()[0]
+    kinds = {type(np.dtype(code)) for code in "?bBhHiIlLqQefd"}
+    return torch.serialization.safe_globals([
+        np.dtype, *kinds, (scalar, "numpy.core.multiarray.scalar"),  # numpy 1
+        (scalar, "numpy._core.multiarray.scalar"),
+    ])
+
+
 def read_state(path: str | Path) -> "dict[str, torch.Tensor]":
     """The network's state dict in a file, whatever its wrapping; EMA weights are preferred.
 
-    A training run's `last.pt` is read as well: it keeps its EMA under "params_ema".
+    A training run's `last.pt` is read as well: it keeps its EMA under "params_ema". Numbers beside
+    the weights are left out. Raises ValueError for a file without weights, and for weights that are
+    no dense floating-point numbers.
     """
     import torch
 
     data = load_file(path)
-    for key in ("params_ema", "params", "state_dict"):
-        if isinstance(data.get(key), dict):
-            data = data[key]
-            break
-    if not data or not all(isinstance(v, torch.Tensor) for v in data.values()):
+    if not any(isinstance(data.get(key), dict) for key in WRAPPINGS) and "optimizers" in data:
+        raise ValueError(f"{path}: a trainer's state without weights; give its network's file")
+    state = next((data[key] for key in WRAPPINGS if isinstance(data.get(key), dict)), data)
+    state = {str(key): value for key, value in state.items() if isinstance(value, torch.Tensor)}
+    if not state:
         raise ValueError(f"{path}: no weights found (params_ema, params or a bare state dict)")
-    return {key.removeprefix("module."): value for key, value in data.items()}
+    for key, value in state.items():
+        whole = key.endswith(("weight", "bias")) and not value.is_floating_point()
+        if value.is_meta or value.layout != torch.strided or value.is_complex() or whole:
+            kind = f"{'meta' if value.is_meta else value.layout} {value.dtype}"
+            raise ValueError(f"{path}: {key} is a {kind.replace('torch.', '')} tensor; save the "
+                             "network's weights as dense floating-point numbers")
+    while prefix := next((p for p in PREFIXES if any(k.startswith(p) for k in state)), None):
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
 
 
 def read_settings(path: str | Path) -> dict:
@@ -111,21 +147,51 @@ def check_finite(state: dict, subject: str | Path) -> None:
         raise ValueError(f"{subject}: {name} is not finite")
 
 
+def lock(file: IO, wait: bool = False) -> bool:
+    """Lock a file that is open for writing until this process ends; False if another one has it.
+
+    Workers do not inherit the lock. A system without locks (Windows, some network disks) has none.
+    """
+    try:
+        import fcntl
+
+        fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except (BlockingIOError, PermissionError):
+        return False
+    except (ImportError, OSError):
+        pass
+    return True
+
+
+@contextlib.contextmanager
+def errors_named(path: str | Path) -> Iterator[None]:
+    """OSError with the file's name, which the error of a write does not have."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{path}: {error.strerror or error}") from error
+
+
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Context manager: write the temporary file that it yields; it then replaces `path`.
 
-    So `path` is at every moment the old file or the complete new one. OSError names `path`, which
-    the error of a write does not.
+    So `path` is at every moment the old file or the complete new one. OSError names `path`. What a
+    killed process has left of an earlier attempt is removed after an hour.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Not the file's name, which may already be as long as the system allows
+    stem = f".{zlib.crc32(os.fsencode(path.name)):08x}"
+    for other in path.parent.glob(f"{stem}.*.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - other.stat().st_mtime > ABANDONED_SECONDS:
+                other.unlink()
+    temporary = path.with_name(f"{stem}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OSError(f"{path}: {error.strerror or error}") from error
+        with errors_named(path):
+            yield temporary
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -151,6 +217,16 @@ def sha256(path: str | Path) -> str:
     return digest.hexdigest()
 
 
+def file_stamp(stat: os.stat_result) -> tuple[int, int, int, int]:
+    """What tells that a file was touched: size, time of content, time of anything, inode."""
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
+
+
+def is_settled(stamp: tuple[int, int, int, int], now_ns: int) -> bool:
+    """Whether a file's last change lies so far back that the next one gets another time."""
+    return now_ns - max(stamp[1:3]) > SETTLED_NS
+
+
 def file_digest(path: str | Path) -> str:
     """The first 12 hex digits of a file's SHA-256, as the heads of tables give it."""
     return sha256(path)[:12]
@@ -161,7 +237,27 @@ def one_line(error: BaseException, limit: int = 400) -> str:
     text = " ".join(str(error).split())
     if not isinstance(error, ValueError | OSError) or not text:
         text = f"{type(error).__name__}: {text}".removesuffix(": ")
-    return text[:limit]
+    return printable(text[:limit])
+
+
+def printable(text: str) -> str:
+    """The text with control characters, which could steer a terminal, and half characters, which
+    cannot be printed, as escapes; line ends stay."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode()
+                   for c in text)
+
+
+def read_text(path: str | Path, errors: str = "strict") -> str:
+    """A text file in UTF-8 or, by its mark, UTF-16; lines end as they do in the file.
+
+    Raises ValueError naming a file of another encoding, FileNotFoundError if there is none.
+    """
+    data = Path(path).read_bytes()
+    utf_16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        return data.decode("utf-16" if utf_16 else "utf-8-sig", errors)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text file in UTF-8 ({error})") from error
 
 
 def write_csv(
@@ -172,28 +268,43 @@ def write_csv(
     comments: lines put before the header, each with "# " in front.
     """
     text = io.StringIO()
-    text.writelines(f"# {line}\n" for line in comments)
+    text.writelines(f"# {' '.join(line.splitlines())}\n" for line in comments)
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    with replacing(path) as temporary:
-        temporary.write_text(text.getvalue(), encoding="utf-8")
+    with replacing(path) as temporary:  # names of files may be no UTF-8
+        temporary.write_bytes(text.getvalue().encode("utf-8", "surrogateescape"))
+
+
+def parse_csv(path: Path) -> tuple[list[str], list[dict[str, str | None]], list[str]]:
+    """Header and rows of a CSV, and the comment lines (which begin with #) above its header.
+
+    A row that is too short has None for the absent cells, one that is too long a key None. Raises
+    ValueError naming a file that is no CSV.
+    """
+    text, comments = read_text(path, "surrogateescape"), []
+    while text.startswith("#"):
+        line, _, text = text.partition("\n")
+        comments.append(line.removeprefix("#").strip())
+    try:
+        table = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        return [*(table.fieldnames or ())], list(table), comments
+    except csv.Error as error:
+        raise ValueError(f"{path}: not a CSV text file ({error}); make it again") from error
 
 
 def read_csv(
     path: Path, columns: Sequence[str] = ()
 ) -> tuple[list[dict[str, str]], list[str]]:
-    """Rows of a CSV, and its comment lines (which begin with #). ValueError names the file."""
+    """Rows and comment lines of one of our tables.
+
+    Raises ValueError naming a file that is no CSV, lacks one of the columns or has gaps.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such table")
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        table = csv.DictReader((line for line in lines if not line.startswith("#")), strict=True)
-        rows = list(table)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: not a CSV text file ({error}); make it again") from error
-    if absent := [c for c in columns if c not in (table.fieldnames or ())]:
+    header, rows, comments = parse_csv(path)
+    if absent := [c for c in columns if c not in header]:
         raise ValueError(f"{path}: no column {', '.join(absent)}; make it again")
     for row in rows:
         if None in row or None in row.values():
             raise ValueError(f"{path}: row {next(iter(row.values()))!r} has too few or too many "
                              "cells; make it again")
-    return rows, [line.removeprefix("#").strip() for line in lines if line.startswith("#")]
+    return rows, comments

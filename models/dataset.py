@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from models.cache import PixelCache
-from models.hggt import MultiGT, read_rgb
+from models.hggt import MultiGT
 
 
 def check_patch_size(sets: MultiGT, patch_size: int, scale: int = 4) -> None:
@@ -126,7 +126,7 @@ class MultiGTDataset:
         if self.cache is not None:
             image = self.cache[index, member]
         else:
-            image = read_rgb(self.sets.paths[index][member])
+            image = self.sets.read(self.sets.paths[index][member])
         return image if self.prepare is None else self.prepare(image)
 
 

@@ -9,10 +9,14 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+
+from models.checkpoint import printable
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +30,13 @@ T = TypeVar("T")
 def rank_and_world() -> tuple[int, int]:
     """(rank, number of processes) as torchrun sets them; (0, 1) without it."""
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def machine() -> tuple[int, int, int]:
+    """(machine, rank on it, number of processes on it) as torchrun sets them."""
+    rank, world = rank_and_world()
+    local = int(os.environ.get("LOCAL_RANK", rank)), int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    return int(os.environ.get("GROUP_RANK", 0)), *local
 
 
 def init_distributed() -> "tuple[int, int, torch.device]":
@@ -57,11 +68,59 @@ def gather(item: object = None) -> list:
 
 
 def rank_zero_first(work: Callable[[], T]) -> T:
-    """work() on rank 0, then on the others, which find what rank 0 cached."""
-    first = rank_and_world()[0] == 0
+    """work() on each machine's first rank, then on the others, which find what that one cached."""
+    first = machine()[1] == 0
     result = work() if first else None
     gather()
     return result if first else work()
+
+
+def from_rank_zero(work: Callable[[], T]) -> T:
+    """The result of work() on rank 0, on every rank: files that only rank 0 wrote."""
+    import torch
+    import torch.distributed as dist
+
+    items = [work() if rank_and_world()[0] == 0 else None]
+    if dist.is_initialized():
+        dist.broadcast_object_list(items, device=torch.device("cpu"))
+    return items[0]
+
+
+def agree(subject: str, value: object) -> None:
+    """ValueError, on every rank, unless `value` is the same on all of them.
+
+    Machines without a shared disk may hold other files under the same names. Of dicts the first key
+    that differs is named.
+    """
+    values = gather(value)
+    for rank, other in enumerate(values):
+        if other != values[0]:
+            if isinstance(other, dict):
+                key = next(key for key in other if other[key] != values[0].get(key))
+                subject = f"{subject}: {key} is {values[0].get(key)} and {other[key]}, which"
+            raise ValueError(f"{subject} differ between rank 0 and rank {rank}; give all machines "
+                             "the same files")
+
+
+def check_shared(folder: str | Path, flag: str) -> None:
+    """ValueError, on every rank, unless all see the same `folder`, which is made where missing."""
+    if rank_and_world()[1] == 1:
+        return
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    token = folder / f".shared.{from_rank_zero(time.time_ns)}.tmp"
+    if rank_and_world()[0] == 0:
+        token.touch()
+    gather()
+    deadline = time.time() + 5  # network disks show a new file late
+    while not token.exists() and time.time() < deadline:
+        time.sleep(0.1)
+    seen = gather(token.exists())
+    if rank_and_world()[0] == 0:
+        token.unlink()
+    if not all(seen):
+        raise ValueError(f"{flag} {folder}: rank {seen.index(False)}, on another machine, does not "
+                         "see rank 0's; give a folder on a shared disk")
 
 
 def any_rank(*flags: bool) -> list[bool]:
@@ -96,8 +155,10 @@ def clean_exit(script: str) -> Iterator[None]:
     Under torchrun the first rank that fails prints its message once; torchrun then ends the other
     ranks, whose broken collectives are not reported. With DEBUG set, tracebacks are shown.
     SIGTERM, like SIGINT, raises KeyboardInterrupt: exit code 0, since the script can be rerun.
+    Control characters of a message are escaped, and names that cannot be printed are on stdout.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.stdout.reconfigure(errors="backslashreplace")  # as stderr's
     try:
         try:
             yield
@@ -155,8 +216,8 @@ def _report(script: str, error: Exception) -> None:
     if bad_input and not os.environ.get("DEBUG"):
         if _count(text) == 1:
             prefix = f"{script}: [rank {rank}]" if world > 1 else f"{script}:"
-            for line in text.splitlines():
-                print(prefix, line, file=sys.stderr)
+            for line in text.split("\n"):
+                print(prefix, printable(line), file=sys.stderr)
         sys.exit(2)
 
 
@@ -228,7 +289,7 @@ def start_worker(worker: int = 0) -> None:
 def keep_freed_memory() -> None:
     """With glibc, keep freed memory: fetching zeroed pages again takes a tenth to a fifth of the
     time that a data worker needs for a sample."""
-    libc = ctypes.CDLL(None)
+    libc = ctypes.CDLL(None) if os.name == "posix" else None
     if hasattr(libc, "mallopt"):
         m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
         libc.mallopt(m_mmap_threshold, 2**25)  # the largest that all versions accept
@@ -239,9 +300,13 @@ def outlive_signals() -> None:
     """In a data worker: end when the parent process says so, and only then.
 
     A scheduler's SIGTERM, like Ctrl-C, reaches the workers too; without them the parent could not
-    finish its step. (Python's handlers do not know the sender, so a thread waits for the signal.)
+    finish its step. (Python's handlers do not know the sender, so a thread waits for the signal.
+    macOS does not tell the sender; there SIGTERM is ignored, and the parent closes the queues.)
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        return
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
     def wait() -> None:

@@ -5,18 +5,18 @@ A set is one original ground truth and its enhanced versions. Four layouts are r
     ROOT/Train/images/<range>/{original,01,02,03,04}/  HGGT train; Train/labels/<range>/{A,B,C}/
     ROOT/images/{original,01,02,03,04}/                HGGT Test-100; ROOT/labels/{A,B,C}/
     ROOT/{original,ANY,...}/                           your own multi-GT set, no labels
-    ROOT/*.png                                         a flat folder: every image is its own set
+    ROOT/*                                             a flat folder: every photo is its own set
 
 Files are NAME.png in `original` (or `Original`), all NAME_01.png or all NAME.png in folder 01, and
-so on; labels are one NAME.json per annotator. Images are 8-bit RGB PNG. tools/enhance.py makes the
-third layout from plain images.
+so on; labels are one NAME.json per annotator. Images are 8-bit RGB PNG; those of a flat folder may
+be any photo that models/photos.py reads. tools/enhance.py makes the third layout from plain images.
 """
 
 import contextlib
 import hashlib
 import json
 import os
-import struct
+import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,15 +24,25 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from kornia_rs.io import decode_image_png_u8
 from tqdm import tqdm
 
-from models.checkpoint import replacing
+from models.checkpoint import file_stamp, is_settled, read_text, replacing
+from models.distributed import rank_and_world
+from models.images import (
+    PHOTOS,
+    by_stem,
+    count_kinds,
+    is_plain_png,
+    is_system_file,
+    list_images,
+    png_size,
+    read_rgb,
+)
 
 ANNOTATORS = ("A", "B", "C")
 LABEL_VALUES = {"positive": 1, "similar": 0, "negative": -1}
 INDEX_FILE = ".multi_gt_index.json"
-LAYOUT_HELP = "expected Train/images/<range>/original, images/original, original, *.png in it"
+LAYOUT_HELP = "expected Train/images/<range>/original, images/original, original, photos in it"
 
 
 @dataclass
@@ -44,6 +54,19 @@ class MultiGT:
     paths: list[list[str]]  # n x K, the original first
     labels: np.ndarray | None  # (n, K) int8: +1 positive, 0 similar, -1 negative; original 0
     sizes: np.ndarray  # (n, 2) height, width in pixels
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether it is a flat folder, whose images may be photos of any kind."""
+        return bool(self.paths) and len(self.paths[0]) == 1
+
+    def read(self, path: str) -> np.ndarray:
+        """Decode one of the images to uint8 (H, W, 3). Raises ValueError naming it."""
+        if self.is_flat:
+            from models.photos import read_srgb  # and torch, which paper/ does without
+
+            return read_srgb(path)
+        return read_rgb(path)
 
 
 def vote(labels: list[str]) -> str:
@@ -62,43 +85,7 @@ def vote(labels: list[str]) -> str:
     return winner if labels.count(winner) >= 2 else "similar"
 
 
-# ---------------------------------------------------------------------------------- files
-
-
-def png_size(path: str | Path) -> tuple[int, int]:
-    """(height, width) of an 8-bit RGB PNG from its header and trailer alone, without decoding.
-
-    Raises ValueError naming the file if it is no PNG, truncated, or not 8-bit RGB.
-    """
-    with open(path, "rb") as file:
-        head = file.read(33)
-        file.seek(0, os.SEEK_END)
-        file.seek(max(0, file.tell() - 12))
-        tail = file.read(12)
-    size = _size_in_header(path, head)
-    if tail[4:8] != b"IEND":
-        raise ValueError(f"{path}: truncated PNG; copy it again")
-    return size
-
-
-def _size_in_header(path: str | Path, head: bytes) -> tuple[int, int]:
-    if head[:8] != b"\x89PNG\r\n\x1a\n" or zlib.crc32(head[12:29]).to_bytes(4, "big") != head[29:]:
-        raise ValueError(f"{path}: not a PNG file; convert it to 8-bit RGB PNG")
-    width, height, bits, colour = struct.unpack(">IIBB", head[16:26])
-    if (bits, colour) != (8, 2):
-        kind = {0: "grey", 2: "RGB", 3: "palette", 4: "grey+alpha", 6: "RGBA"}.get(colour, "?")
-        raise ValueError(f"{path}: {bits}-bit {kind} PNG; convert it to 8-bit RGB")
-    return height, width
-
-
-def read_rgb(path: str | Path) -> np.ndarray:
-    """Decode one 8-bit RGB PNG to uint8 (H, W, 3). Raises ValueError naming the file."""
-    data = Path(path).read_bytes()
-    size = _size_in_header(path, data[:33])
-    try:
-        return decode_image_png_u8(data, size, "rgb")  # takes a third of Pillow's time
-    except Exception as error:  # kornia_rs has no exception type of its own
-        raise ValueError(f"{path}: unreadable image ({error}); copy it again") from error
+# ---------------------------------------------------------------------------------- labels
 
 
 def read_votes(path: str | Path, folders: list[str]) -> list[str]:
@@ -107,14 +94,13 @@ def read_votes(path: str | Path, folders: list[str]) -> list[str]:
     Raises ValueError naming the file for malformed JSON, an absent member or an unknown label.
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            pictures = json.load(file)
+        pictures = json.loads(read_text(path))
         by_folder = {
             str(p["File"]): p["Label"]
             for key, p in pictures.items()
             if key.startswith("Picture_") and p["Label"] is not None
         }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"malformed label JSON ({error}); see docs/data.md"
         raise ValueError(f"{path}: {reason}") from error
     labels = []
@@ -155,8 +141,11 @@ def _image_folders(root: Path) -> list[Path]:
         ranges = sorted(d for d in top.iterdir() if d.is_dir() and _original_folder(d))
         if ranges:
             return ranges
-    if any(root.glob("*.png")):
+    photos, others = list_images(root, PHOTOS)
+    if photos:
         return [root]
+    if others:
+        raise ValueError(f"{root}: {count_kinds(others)}; convert them to PNG, JPEG, WebP or TIFF")
     raise ValueError(f"{root}: no images found; {LAYOUT_HELP}")
 
 
@@ -182,24 +171,19 @@ def _member_folders(images: Path, labels: Path | None, problems: list[str]) -> l
                      for folder in enhanced if not folder.is_dir()]
         return [original, *(folder for folder in enhanced if folder.is_dir())]
     enhanced = sorted(d for d in images.iterdir() if d.is_dir() and d != original
-                      and d.name != "labels" and not d.name.startswith("."))
+                      and d.name != "labels" and not is_system_file(d.name))
     if not enhanced:
         problems.append(f"{images}: only {original.name}/, no folder of enhanced GTs beside it")
     return [original, *enhanced]
 
 
-def _is_png(file: str) -> bool:
-    return file.endswith(".png") and not file.startswith(".")
-
-
-def _ending(folder: Path, files: set[str], names: list[str]) -> str:
-    """What follows a set's name in the files of a folder of enhanced GTs: "_01.png" or ".png".
+def _ending(folder: Path, files: dict[str, Path], names: list[str]) -> str:
+    """What follows a set's name in the files of a folder of enhanced GTs: "_01" or nothing.
 
     Most files decide: in a folder "a", x_a.png alone may be the enhanced x or the enhanced x_a.
     """
-    long, short = (sum(name + end in files for name in names)
-                   for end in (f"_{folder.name}.png", ".png"))
-    return f"_{folder.name}.png" if long > short else ".png"
+    long, short = (sum(name + end in files for name in names) for end in (f"_{folder.name}", ""))
+    return f"_{folder.name}" if long > short else ""
 
 
 # ---------------------------------------------------------------------------------- index
@@ -216,24 +200,24 @@ def _scan(images: Path, problems: list[str]) -> Iterator[_Set]:
     """Yield the complete sets of one image folder; append what is wrong to `problems`."""
     labels = _label_folder(images) if _original_folder(images) else None
     original, *enhanced = _member_folders(images, labels, problems)
-    files = {folder: set(os.listdir(folder)) for folder in (original, *enhanced)}
-    names = sorted(file.removesuffix(".png") for file in files[original] if _is_png(file))
+    files = {folder: _files_of(folder, not enhanced, problems) for folder in (original, *enhanced)}
+    names = sorted(files[original])
     if not names:
         problems.append(f"{original}: no PNG images")
-    endings = {original: ".png"}
+    endings = {original: ""}
     for folder in enhanced:
         endings[folder] = _ending(folder, files[folder], names)
-        unpaired = files[folder] - {name + endings[folder] for name in names}
-        problems += [f"{folder / file}: has no original in {original}"
-                     for file in sorted(unpaired) if _is_png(file)]
+        unpaired = files[folder].keys() - {name + endings[folder] for name in names}
+        problems += [f"{files[folder][name]}: has no original in {original}"
+                     for name in sorted(unpaired)]
     for name in tqdm(names, desc=f"index {images.name}", unit="set", delay=2, leave=False):
         problems_before = len(problems)
         paths, votes = [], None
         for folder, ending in endings.items():
             if name + ending in files[folder]:
-                paths.append(str(folder / (name + ending)))
+                paths.append(str(files[folder][name + ending]))
             else:
-                problems.append(f"{folder / (name + ending)}: missing member of set {name}")
+                problems.append(f"{folder / (name + ending)}.png: missing member of set {name}")
         size = _common_size(paths, problems)
         if labels is not None:
             votes = _votes_of_set(labels, name, [folder.name for folder in enhanced], problems)
@@ -241,15 +225,27 @@ def _scan(images: Path, problems: list[str]) -> Iterator[_Set]:
             yield _Set(name, paths, size, votes)
 
 
+def _files_of(folder: Path, is_flat: bool, problems: list[str]) -> dict[str, Path]:
+    """{name without suffix: file} of a folder's PNGs or, if flat, photos."""
+    chosen, others = list_images(folder, PHOTOS) if is_flat else list_images(folder)
+    files, taken = by_stem(chosen)
+    problems += taken
+    if not is_flat:  # what a flat folder leaves out, load_sets names
+        problems += [f"{file}: not a PNG; convert it to 8-bit RGB PNG" for file in others]
+    return files
+
+
 def _common_size(paths: list[str], problems: list[str]) -> tuple[int, int] | None:
     """(height, width) of a set's images by their headers; None where one is unreadable."""
-    sizes = []
+    sizes, size_of = [], png_size
     for path in paths:
         try:
-            sizes.append(png_size(path))
+            if len(paths) == 1 and not is_plain_png(path):  # in a flat folder
+                from models.photos import photo_size as size_of
+            sizes.append(size_of(path))
         except (ValueError, OSError) as error:
             problems.append(str(error))
-    if len(sizes) < len(paths):
+    if len(sizes) < len(paths) or not paths:
         return None
     height, width = sizes[0]
     problems += [f"{path}: {w}x{h}, its original is {width}x{height}"
@@ -292,59 +288,67 @@ def _final_labels(found: list[_Set]) -> np.ndarray | None:
     return np.array([[0] + [LABEL_VALUES[label] for label in row] for row in voted], np.int8)
 
 
-def _listing(root: Path, folders: list[Path]) -> str:
-    """Checksum of every file's path relative to root, size and time under the data folders."""
-    digest = hashlib.sha256()
-    pending = [str(f) for f in folders]
+def _listing(root: Path, folders: list[Path]) -> str | None:
+    """Checksum of path and stamp of every file under the data folders, as the index needs them.
+
+    None if a file changed so lately that the next change may get the same stamp.
+    """
+    digest, pending, settled, now = hashlib.sha256(), [*map(str, folders)], True, time.time_ns()
     while pending:
         folder = pending.pop()
         for entry in sorted(os.scandir(folder), key=lambda e: e.name):
-            if entry.is_dir():
+            if entry.is_dir() and not is_system_file(entry.name):
                 pending.append(entry.path)
-            elif entry.name.endswith((".png", ".json")) and not entry.name.startswith("."):
-                stat = entry.stat()
-                name = os.path.relpath(entry.path, root)
-                digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
+            elif entry.is_file() and not is_system_file(entry.name):
+                stamp = file_stamp(entry.stat())
+                settled &= is_settled(stamp, now)
+                digest.update(os.fsencode(f"{os.path.relpath(entry.path, root)}\0{stamp}\n"))
+    return digest.hexdigest() if settled else None
 
 
-def _read_index(root: Path, checksum: str) -> MultiGT | None:
-    """The stored index, if there is one of exactly these files."""
+def _read_index(root: Path, listing: str | None) -> MultiGT | None:
+    """The stored index, if there is an intact one of exactly these files."""
     try:
-        stored = json.loads((root / INDEX_FILE).read_text())
-        if stored["listing"] != checksum:
+        checksum, _, text = (root / INDEX_FILE).read_text(encoding="ascii").partition("\n")
+        stored = json.loads(text) if checksum == _checksum(text) else {"listing": None}
+        if listing is None or stored["listing"] != listing:
             return None
         paths = [[os.path.join(root, path) for path in row] for row in stored["paths"]]
         labels = None if stored["labels"] is None else np.array(stored["labels"], np.int8)
         return MultiGT(str(root), stored["names"], paths, labels, np.array(stored["sizes"]))
-    except (OSError, ValueError, KeyError):  # none, or a damaged one
+    except Exception:  # none, or not one of ours: it is made anew
         return None
 
 
-def _write_index(sets: MultiGT, checksum: str) -> None:
-    stored = {
-        "listing": checksum,
+def _write_index(sets: MultiGT, listing: str) -> None:
+    """Write the index: a line with the checksum of what follows, which is JSON."""
+    text = json.dumps({
+        "listing": listing,
         "names": sets.names,
         "paths": [[os.path.relpath(path, sets.root) for path in row] for row in sets.paths],
         "labels": None if sets.labels is None else sets.labels.tolist(),
         "sizes": sets.sizes.tolist(),
-    }
+    })
     with replacing(Path(sets.root, INDEX_FILE)) as temporary:
-        temporary.write_text(json.dumps(stored))
+        temporary.write_text(f"{_checksum(text)}\n{text}", encoding="ascii", newline="\n")
+
+
+def _checksum(text: str) -> str:
+    return f"{zlib.crc32(text.encode('ascii')):08x}"
 
 
 def index_sets(root: str | Path) -> tuple[MultiGT, list[str]]:
     """The complete sets of a data folder, and a line for each problem.
 
     The index of a folder without problems is kept in ROOT/.multi_gt_index.json under a checksum of
-    all file names, sizes and times, because opening HGGT's 60,000 label files again is slow.
-    Raises FileNotFoundError or ValueError if the folder has none of the layouts.
+    all files' names, sizes, times and inodes, because opening HGGT's 60,000 label files again is
+    slow. Raises FileNotFoundError or ValueError if the folder has none of the layouts.
     """
     root = Path(root)
     folders = _image_folders(root)
     label_folders = [f for f in map(_label_folder, folders) if f and f.is_dir()]
-    checksum = _listing(root, folders + label_folders)
-    stored = _read_index(root, checksum)
+    listing = _listing(root, folders + label_folders)
+    stored = _read_index(root, listing)
     if stored is not None:
         return stored, []
     problems: list[str] = []
@@ -357,30 +361,42 @@ def index_sets(root: str | Path) -> tuple[MultiGT, list[str]]:
         labels=_final_labels(found),
         sizes=np.array([s.size for s in found]).reshape(-1, 2),
     )
-    if not problems:
+    if not problems and listing:
         with contextlib.suppress(OSError):  # every run indexes a read-only data folder again
-            _write_index(sets, checksum)
+            _write_index(sets, listing)
     return sets, problems
 
 
 def load_sets(root: str | Path) -> MultiGT:
-    """The index of a data folder without problems.
+    """The index of a data folder without problems; a line tells what a flat folder holds.
 
     Raises ValueError with the first problem and the count of the others.
     """
     sets, problems = index_sets(root)
+    if sets.is_flat and rank_and_world()[0] == 0:
+        print(_contents(root))
     if problems:
         others = f" (and {len(problems) - 1} more; see python -m tools.check --data {root})"
         raise ValueError(problems[0] + others * (len(problems) > 1))
     return sets
 
 
+def _contents(root: str | Path) -> str:
+    """One line on a flat folder: photos by kind, and the images that are not used."""
+    photos, others = list_images(root, PHOTOS)
+    names = ", ".join(file.name for file in others[:5]) + ", ..." * (len(others) > 5)
+    return f"{root}: {count_kinds(photos)}" + (
+        f"; not used: {count_kinds(others)} ({names})" if others else "")
+
+
 def check_data(root: str | Path) -> list[str]:
     """Index, decode every image, print counts, sizes and the label histogram; return problems."""
     sets, problems = index_sets(root)
+    if sets.is_flat:
+        print(_contents(root))
     for path in tqdm([p for row in sets.paths for p in row], desc="decode", unit="image", delay=2):
         try:
-            read_rgb(path)
+            sets.read(path)
         except (ValueError, OSError) as error:
             problems.append(str(error))
     print(f"{root}: {len(sets.names)} sets of {len(sets.paths[0]) if sets.paths else 0} images")

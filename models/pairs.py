@@ -4,11 +4,13 @@ SBS180K's inner layout is not documented publicly, so a neutral manifest is read
 image1,image2,score[,model1,model2], with paths relative to its folder.
 """
 
-import csv
 import os
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from models.checkpoint import parse_csv
 
 COLUMNS = ("image1", "image2", "score", "model1", "model2")
 
@@ -30,12 +32,7 @@ def read_manifest(path: str, columns: dict[str, str]) -> list[dict[str, str | No
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: no such manifest; expected a CSV image1,image2,score")
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            table = csv.DictReader(line for line in file if not line.startswith("#"))
-            rows, header = list(table), table.fieldnames or []
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: not a CSV text file ({error})") from error
+    header, rows, _ = parse_csv(Path(path))
     names = {key: columns.get(key, key) for key in COLUMNS}
     if not {"model1", "model2"} & {*columns, *header}:
         del names["model1"], names["model2"]
@@ -62,7 +59,7 @@ def read_pairs(path: str, columns: dict[str, str]) -> Pairs:
                      for name in (row["image1"], row["image2"]) if name in absent]
         try:
             score.append(float(row["score"]))
-            if not 0 <= score[-1] <= 1:
+            if not 0 <= score[-1] <= 1 or "_" in row["score"]:  # float takes 0_1
                 raise ValueError
         except (ValueError, TypeError):
             problems.append(f"pair {number}: score {row['score']!r} is not in [0, 1]")

@@ -2,14 +2,16 @@
 
     photo = read_photo("in.png")                    # photo.rgb: (1, 3, H, W) in [0, 1]
     write_photo(photo, net(photo.rgb), "out.png")   # the same format, mode and profile
+    image = read_srgb("in.jpg")                     # as training data: uint8 (H, W, 3)
 
 PNG, JPEG, WebP and TIFF; black and white, grey, palette and RGB, with alpha or without; 8 bits per
 channel, or 16 in PNG and TIFF. Palettes become RGB. Grey is read as three equal channels and
-written as the luma of the output. Alpha is enlarged bicubically. An EXIF orientation is applied
-before the network, which has learnt upright pictures, and undone after it, so that file and tag
-agree as before. ICC profile and EXIF are kept; of a TIFF only the profile (reading turns it
-upright, and its EXIF shares a table with the pixel layout). JPEG and WebP are written with quality
-95, JPEG without chroma subsampling.
+written as the luma of the output. Alpha is enlarged bicubically; where it is 0, the nearest visible
+colour takes the place of the hidden one, which would leak into the edges. An EXIF orientation is
+applied before the network, which has learnt upright pictures, and undone after it, so that file and
+tag agree as before. ICC profile, resolution, EXIF and a PNG's colour chunks are kept; no EXIF of a
+TIFF (reading turns it upright, and its EXIF shares a table with the pixel layout). JPEG and WebP
+are written with quality 95, JPEG without chroma subsampling.
 
 Pillow decodes every file, and so finds broken ones, but it holds colours in 8 bits and garbles grey
 TIFFs of 16 bits when it turns them, so OpenCV reads pixels of 16 bits. Refused: CMYK, Lab and float
@@ -18,6 +20,8 @@ plane per channel, which OpenCV mixes up.
 """
 
 import contextlib
+import io
+import math
 import struct
 import zlib
 from collections.abc import Iterator
@@ -27,7 +31,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageCms
 from PIL.TiffImagePlugin import (
     BITSPERSAMPLE,
     EXTRASAMPLES,
@@ -35,19 +39,20 @@ from PIL.TiffImagePlugin import (
     PHOTOMETRIC_INTERPRETATION,
     PLANAR_CONFIGURATION,
 )
+from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from models.checkpoint import one_line, replacing
+from models.images import is_plain_png, open_image, read_rgb
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
 GREY_MODES = ("1", "L", "LA", "I;16", "I;16B")  # Pillow's
 MODES = (*GREY_MODES, "P", "PA", "RGB", "RGBX", "RGBA", "YCbCr")
 SAVE = {  # options of Pillow, for 8 bits
     "PNG": {}, "TIFF": {"compression": "tiff_lzw"}, "WEBP": {"quality": 95},
     "JPEG": {"quality": 95, "subsampling": 0},
 }  # fmt: skip
-FORMATS = tuple(SAVE)  # read and written; MPO, of some cameras, is read as a JPEG
 LARGEST_SIDE = {"JPEG": 65535, "WEBP": 16383}  # pixels, of the formats
+PNG_CHUNKS = (b"gAMA", b"cHRM", b"sRGB", b"cICP", b"mDCV", b"cLLI", b"pHYs")  # kept as they are
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's
 # How an array (H, W, ...) stored with an EXIF orientation is turned upright.
 UPRIGHT = {
@@ -75,6 +80,8 @@ class Photo:
     orientation: int  # EXIF's, 1..8; applied to rgb and alpha
     icc_profile: bytes | None
     exif: Image.Exif | None
+    dpi: tuple[float, float] | None  # of JPEG and TIFF
+    png_chunks: bytes  # those of PNG_CHUNKS
     note: str  # what reading lost, or ""
 
 
@@ -87,7 +94,7 @@ def read_photo(path: str | Path) -> Photo:
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such image")
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with open_image(path) as image:
             image.load()
             return _decode(image, Path(path))
     except Exception as error:  # a broken file makes Pillow raise almost anything
@@ -101,9 +108,7 @@ def _decode(image: Image.Image, path: Path) -> Photo:
     mode, bits = _mode_and_bits(image, path)
     is_grey = mode in GREY_MODES
     has_alpha = mode in ("LA", "PA", "RGBA") or "transparency" in image.info
-    exif = image.getexif() if file_format != "TIFF" else None
-    orientation = exif.get(ExifTags.Base.Orientation, 1) if exif else 1
-    orientation = orientation if orientation in UPRIGHT else 1
+    exif, orientation = _exif_and_orientation(image)
     if bits == 16:
         pixels = _pixels_of_16_bits(image, path, is_grey, has_alpha)
     else:
@@ -113,6 +118,8 @@ def _decode(image: Image.Image, path: Path) -> Photo:
     colour, alpha = (x[:, :-1], x[:, -1:]) if has_alpha else (x, None)
     if bits == 16 and _tiff_tag(image, EXTRASAMPLES) == (1,):  # colours multiplied by their alpha
         colour = (colour / alpha.clamp(min=1e-5)).clamp(max=1)
+    if has_alpha:
+        colour = _visible_colour(colour, alpha)
     return Photo(
         rgb=colour.expand(-1, 3, -1, -1),
         alpha=alpha,
@@ -122,8 +129,51 @@ def _decode(image: Image.Image, path: Path) -> Photo:
         orientation=orientation,
         icc_profile=image.info.get("icc_profile"),
         exif=exif,
+        dpi=_dpi(image) if file_format in ("JPEG", "TIFF") else None,
+        png_chunks=_png_chunks(path) if file_format == "PNG" else b"",
         note=f"the first of {frames} pictures" if frames > 1 else "",
     )
+
+
+def _exif_and_orientation(image: Image.Image) -> tuple[Image.Exif | None, int]:
+    """The EXIF, None of a TIFF, and its orientation, 1 where it has none or a wrong one."""
+    exif = image.getexif() if image.format != "TIFF" else None
+    orientation = exif.get(ExifTags.Base.Orientation, 1) if exif else 1
+    return exif, orientation if orientation in UPRIGHT else 1
+
+
+def _visible_colour(colour: Tensor, alpha: Tensor) -> Tensor:
+    """The colour (1, C, H, W) with the nearest visible one where alpha (1, 1, H, W) is 0."""
+    hidden = (alpha[0, 0] == 0).numpy()
+    if hidden.all() or not hidden.any():
+        return colour
+    rows, columns = distance_transform_edt(hidden, return_distances=False, return_indices=True)
+    return colour[:, :, torch.from_numpy(rows).long(), torch.from_numpy(columns).long()]
+
+
+def _dpi(image: Image.Image) -> tuple[float, float] | None:
+    """Pixels per inch, horizontally and vertically; None where the file tells none."""
+    with contextlib.suppress(TypeError, ValueError, ZeroDivisionError):
+        x, y = map(float, image.info.get("dpi", ()))
+        if 0 < x < math.inf and 0 < y < math.inf:
+            return x, y
+    return None
+
+
+def _png_chunks(path: Path) -> bytes:
+    """The chunks of PNG_CHUNKS before the pixels, as they stand in the file."""
+    chunks = b""
+    with open(path, "rb") as file:
+        file.seek(8)
+        while len(start := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", start)
+            if kind == b"IDAT":
+                break
+            if kind in PNG_CHUNKS:
+                chunks += start + file.read(length + 4)
+            else:
+                file.seek(length + 4, 1)
+    return chunks
 
 
 def _mode_and_bits(image: Image.Image, path: Path) -> tuple[str, int]:
@@ -171,6 +221,60 @@ def _pixels_of_16_bits(
     return 65535 - x if _tiff_tag(image, PHOTOMETRIC_INTERPRETATION) == 0 else x  # 0: 0 is white
 
 
+# ---------------------------------------------------------------------------------- as data
+
+
+def photo_size(path: str | Path) -> tuple[int, int]:
+    """(height, width) of a photo once it is upright, without decoding the pixels of most.
+
+    Raises ValueError naming the file unless `read_srgb` accepts its header.
+    """
+    try:
+        with open_image(path) as image:
+            mode, _ = _mode_and_bits(image, Path(path))
+            if image.format == "TIFF":
+                image.load()  # turns it
+            _, orientation = _exif_and_orientation(image)
+            if profile := image.info.get("icc_profile"):
+                _to_srgb(Image.new("L" if mode in GREY_MODES else "RGB", (1, 1)), profile)
+            return image.size if orientation > 4 else image.size[::-1]
+    except Exception as error:
+        reason = one_line(error).removeprefix(f"{path}: ")
+        raise ValueError(f"{path}: not a readable photo ({reason})") from error
+
+
+def read_srgb(path: str | Path) -> np.ndarray:
+    """A photo as uint8 (H, W, 3): upright, sRGB by its colour profile, over white.
+
+    Raises ValueError naming the file.
+    """
+    if is_plain_png(path):
+        return read_rgb(path)
+    photo = read_photo(path)
+    x = photo.rgb if photo.alpha is None else photo.rgb * photo.alpha + 1 - photo.alpha
+    x = x[0, :1] if photo.is_grey else x[0]
+    pixels = x.permute(1, 2, 0).mul(255).round().byte().numpy()  # (H, W, 1 or 3)
+    image = Image.fromarray(pixels[..., 0] if photo.is_grey else pixels)
+    try:
+        image = _to_srgb(image, photo.icc_profile) if photo.icc_profile else image.convert("RGB")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return np.asarray(image)
+
+
+def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    """A grey or RGB image in the colours of an ICC profile, in those of sRGB."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if source.profile.xcolor_space.strip() == "RGB":  # also of some grey images
+            image = image.convert("RGB")
+        return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"),
+                                         outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError) as error:
+        raise ValueError(f"its colour profile cannot be used ({one_line(error, 100)}); convert it "
+                         "to sRGB, or remove the profile") from error
+
+
 # ---------------------------------------------------------------------------------- writing
 
 
@@ -188,13 +292,16 @@ def write_photo(photo: Photo, sr: Tensor, path: str | Path) -> None:
     try:
         with replacing(path) as temporary:
             if photo.bits == 8:
-                extras = {"icc_profile": photo.icc_profile, "exif": exif}
+                extras = {"icc_profile": photo.icc_profile, "exif": exif, "dpi": photo.dpi}
                 extras = {key: value for key, value in extras.items() if value}
                 options = SAVE[photo.format] | extras
-                Image.fromarray(pixels).save(temporary, photo.format, **options)
+                buffer = io.BytesIO()
+                Image.fromarray(pixels).save(buffer, photo.format, **options)
+                data = buffer.getvalue()  # a PNG's header takes 33 bytes
+                temporary.write_bytes(data[:33] + photo.png_chunks + data[33:])
             elif photo.format == "PNG":
                 with open(temporary, "wb") as file:
-                    file.writelines(_png_of_16_bits(pixels, photo.icc_profile, exif))
+                    file.writelines(_png_of_16_bits(pixels, photo, exif))
             else:
                 _write_tiff_of_16_bits(photo, pixels, temporary)
     except (ValueError, RuntimeError) as error:
@@ -233,12 +340,13 @@ def _write_tiff_of_16_bits(photo: Photo, pixels: np.ndarray, path: Path) -> None
     tifffile.imwrite(
         path, pixels, photometric="minisblack" if photo.is_grey else "rgb",
         extrasamples=None if photo.alpha is None else ("unassalpha",), compression="zlib",
-        predictor=True, metadata=None, software=False,
+        predictor=True, metadata=None, software=False, resolution=photo.dpi,
+        resolutionunit="INCH" if photo.dpi else None,
         extratags=[(ICCPROFILE, 7, len(profile), profile, True)] if profile else [],
     )
 
 
-def _png_of_16_bits(x: np.ndarray, profile: bytes | None, exif: bytes | None) -> Iterator[bytes]:
+def _png_of_16_bits(x: np.ndarray, photo: Photo, exif: bytes | None) -> Iterator[bytes]:
     """The parts of a PNG file of (H, W) or (H, W, 2 to 4) uint16 (https://www.w3.org/TR/png-3).
 
     No library of requirements.txt writes it: Pillow has 16 bits for grey alone, OpenCV not for grey
@@ -253,8 +361,9 @@ def _png_of_16_bits(x: np.ndarray, profile: bytes | None, exif: bytes | None) ->
     colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[x[0, 0].size]
     yield b"\x89PNG\r\n\x1a\n"
     yield chunk(b"IHDR", struct.pack(">2I5B", width, height, 16, colour_type, 0, 0, 0))
-    if profile:
-        yield chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(profile))
+    yield photo.png_chunks
+    if photo.icc_profile:
+        yield chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(photo.icc_profile))
     if exif:
         yield chunk(b"eXIf", exif.removeprefix(b"Exif\0\0"))
     rows = x.astype(">u2").view(np.uint8).reshape(height, -1)

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from models.dataset import MultiGTDataset
 from models.distributed import gather, rank_zero_first
+from models.flags import refuse
 from models.hggt import MultiGT
 from models.iqa import load_iqa, min_side
-from models.scores import score_images
+from models.scores import file_hashes, score_images
 
 CALIBRATION_DRAWS = 128  # whose ground-truth patches give the scale of several metrics
 
@@ -53,10 +54,9 @@ def load_quality(
 def image_quality(args: argparse.Namespace, sets: MultiGT) -> np.ndarray:
     """Quality of every whole ground truth, (n, K), for sma and smp (paper Sec. 4.2).
 
-    Scored once, shared among the ranks, and kept in <data>/.scores (or in the run folder, where the
-    data is read-only).
+    Scored once, shared among the ranks, and kept in `score_folder`.
     """
-    folder = Path(sets.root if os.access(sets.root, os.W_OK) else args.out) / ".scores"
+    folder = score_folder(args, sets)
     paths, scores = np.array(sets.paths, object), []
     for name in args.iqa:
         check_side(name, int(sets.sizes.min()))
@@ -132,9 +132,29 @@ def patch_scale(args: argparse.Namespace, sets: MultiGT, metrics: MeanOfMetrics)
     return scale
 
 
-def data_digest(sets: MultiGT) -> str:
-    """A data set by its names, sizes and labels, wherever its folder is."""
-    digest = hashlib.sha256(repr(sets.names).encode() + sets.sizes.tobytes())
+# ------------------------------------------------------------------------- the data
+
+
+def score_folder(args: argparse.Namespace, sets: MultiGT) -> Path:
+    """Where a data set's scores and hashes are kept: <data>/.scores, or in the run folder where the
+    data is read-only."""
+    return Path(sets.root if os.access(sets.root, os.W_OK) else args.out) / ".scores"
+
+
+def image_digest(sets: MultiGT, folder: Path) -> str:
+    """Hex digits of the content of a data set's images, wherever they are.
+
+    folder: remembers their hashes
+    """
+    files = [path for row in sets.paths for path in row]
+    hashes = file_hashes(files, folder)
+    refuse([f"{path}: {e.strerror}" for path, e in hashes.items() if isinstance(e, OSError)])
+    return hashlib.sha256(repr([hashes[path] for path in files]).encode()).hexdigest()[:16]
+
+
+def data_digest(sets: MultiGT, images: str) -> str:
+    """Hex digits of a data set's names, labels and `image_digest`."""
+    digest = hashlib.sha256(repr((sets.names, images)).encode())
     if sets.labels is not None:
         digest.update(sets.labels.tobytes())
-    return f"{len(sets.names)} sets (sha256 {digest.hexdigest()[:12]})"
+    return digest.hexdigest()[:16]

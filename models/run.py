@@ -3,17 +3,16 @@
     run = TrainingRun(args, {"params": net_g, "optim_g": optim_g, ...}, LOSSES, members=5, settings)
     for step, batch in run.steps(loader, describe):
         ...
-        run.record(step, lr, losses, choice, (lq, sr, gt))
+        run.record(step, lr, losses, choice, lq, gt)
 """
 
 import argparse
 import contextlib
-import csv
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -26,30 +25,39 @@ from tqdm import tqdm
 
 from models.checkpoint import (
     check_finite,
+    errors_named,
     load_file,
+    lock,
     not_finite,
     replacing,
     save_atomic,
     write_csv,
 )
-from models.distributed import Interrupt, any_rank, cleanup, gather
+from models.distributed import Interrupt, agree, any_rank, cleanup, from_rank_zero, gather
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
+
+SAMPLES = 4  # of a batch in a sample image
+LOCKS: list[IO] = []  # of the run folders of this process
 
 
 class TrainingRun:
     """The run in the folder args.out, restored from its last.pt if there is one.
 
+    Rank 0 alone reads and writes the folder, which other machines need not see.
+
     args:     out, steps, log_every, save_every, sample_every, rank, device
-    state:    {name: module or optimiser or None}, all that a resume restores
+    state:    {name: module or optimiser or None}, all that a resume restores; "params_ema" makes
+              the samples
     losses:   names of the losses that `record` gets, columns of log.csv
     members:  ground truths per set, K; log.csv has the share of each
     settings: what decides the result; a folder with other settings is refused
 
     done:  the step that the run resumes after, 0 for a new one
     extra: further values to keep in last.pt, those of the resumed run at first
-    Raises ValueError for a damaged checkpoint and for one with other settings.
+    Raises ValueError for a damaged checkpoint, for one with other settings, for settings that
+    differ between machines, and for a folder that another run writes to.
     """
 
     def __init__(
@@ -57,27 +65,29 @@ class TrainingRun:
         losses: Sequence[str], members: int, settings: dict,
     ):
         self.args, self.state, self.losses, self.settings = args, state, losses, settings
-        self.out = Path(args.out)
-        self.out.mkdir(parents=True, exist_ok=True)
-        self.members = members
+        self.out, self.members = Path(args.out), members
+        agree(f"{self.out}, --data and weights", settings)
         columns = [*losses, *(f"share_{k}" for k in range(members))]
         # Sums since the last row of log.csv; the first is the number of steps times ranks
         self.meter = torch.zeros(1 + len(columns), dtype=torch.float64, device=args.device)
-        self.done, self.extra, saved = 0, {}, load_last(self.out, settings)
+        self.done, self.extra = 0, {}
+        saved = from_rank_zero(lambda: open_run(self.out, settings))
         if saved:
             for name, part in state.items():
                 if part is not None:
                     part.load_state_dict(saved[name])
             self.done = saved["step"]
             self.extra = {k: v for k, v in saved.items()
-                          if k not in (*state, "step", "meter", "settings")}
+                          if k not in (*state, "step", "meter", "settings", "log")}
             if args.rank == 0:  # it is the sum over the ranks
                 self.meter = saved["meter"].to(args.device)
         self.watch = LossWatch(losses, args.device)
         if args.rank == 0:
             if self.done:
                 print(f"resuming {self.out} at step {self.done}")
-            self.log = TrainingLog(self.out, ["step", "lr", *columns], self.done, args.log_every)
+            rows = [row for row in (saved["log"].tolist() if saved else ())
+                    if row[0] % args.log_every == 0]  # else a longer run continues its interval
+            self.log = TrainingLog(self.out, ["step", "lr", *columns], rows, self.done)
 
     def steps(self, loader: Iterable, describe: Callable[[int], str]) -> Iterator[tuple[int, dict]]:
         """(step, batch) from self.done + 1 to args.steps; saves, and stops on a signal or NaN.
@@ -94,11 +104,11 @@ class TrainingRun:
 
     def record(
         self, step: int, lr: float, losses: dict[str, Tensor], choice: Tensor,
-        images: tuple[Tensor, Tensor, Tensor],
+        lq: Tensor, gt: Tensor,
     ) -> None:
         """Note a step: a row of log.csv every args.log_every steps, the mean since the last one.
 
-        choice: (N,) which ground truth each sample learnt from; images: lq, sr, gt of the batch.
+        choice: (N,) which ground truth, of gt (N, 3, H, W), each sample learnt from
         """
         args = self.args
         self.parts = torch.stack([losses[name].detach() for name in self.losses])
@@ -114,7 +124,9 @@ class TrainingRun:
                 named = zip(self.losses, means, strict=False)
                 self.bar.set_postfix({name: f"{mean:.3g}" for name, mean in named if mean})
         if args.rank == 0 and args.sample_every and step % args.sample_every == 0:
-            self.log.images(step, sample_rows(*images))
+            with torch.no_grad():
+                sr = self.state["params_ema"](lq[:SAMPLES])
+            self.log.images(step, sample_rows(lq[:SAMPLES], sr, gt[:SAMPLES]))
 
     def _summed_meter(self) -> Tensor:
         """The meter's sum over the ranks."""
@@ -141,7 +153,8 @@ class TrainingRun:
                 parts = {name: None if part is None else part.state_dict()
                          for name, part in self.state.items()}
                 save_last(self.out, self.extra | parts | {
-                    "step": step, "meter": meter, "settings": self.settings})
+                    "step": step, "meter": meter, "settings": self.settings,
+                    "log": torch.tensor(self.log.rows, dtype=torch.float64)})
         if stop and step < args.steps:
             if args.rank == 0:
                 print(f"{self.out}: stopped by a signal after step {step}; "
@@ -190,6 +203,18 @@ class LossWatch:
 # ------------------------------------------------------------------------- files of a run
 
 
+def open_run(out: Path, settings: dict) -> dict | None:
+    """Take a run folder for this process, until it ends; returns `load_last`."""
+    out.mkdir(parents=True, exist_ok=True)
+    LOCKS.append(open(out / ".lock", "a"))  # noqa: SIM115  (closing it would end the lock)
+    if not lock(LOCKS[-1]):
+        raise ValueError(f"{out}: another run is writing to it; wait for its end, or give another "
+                         "--out")
+    for abandoned in [*out.glob(".*.tmp"), *out.glob("samples/.*.tmp")]:  # of a killed run
+        abandoned.unlink()
+    return load_last(out, settings)
+
+
 def load_last(out: Path, settings: dict) -> dict | None:
     """The checkpoint that a run resumes from, its settings compared; None for a new run."""
     last, previous = out / "last.pt", out / "previous.pt"
@@ -224,10 +249,10 @@ def save_last(out: Path, state: dict) -> None:
     save_atomic(state, last)
 
 
-def sample_rows(lq: Tensor, sr: Tensor, gt: Tensor, count: int = 4) -> np.ndarray:
+def sample_rows(lq: Tensor, sr: Tensor, gt: Tensor) -> np.ndarray:
     """One image, uint8 (H, W, 3), a row per sample: LQ (nearest x4), SR, the chosen GT."""
-    big = F.interpolate(lq[:count], size=gt.shape[-2:], mode="nearest")
-    rows = torch.cat([big, sr[:count].detach().float().clamp(0, 1), gt[:count]], -1)
+    big = F.interpolate(lq, size=gt.shape[-2:], mode="nearest")
+    rows = torch.cat([big, sr.float().clamp(0, 1), gt], -1)
     return (rows.permute(0, 2, 3, 1).flatten(0, 1) * 255).round().byte().cpu().numpy()
 
 
@@ -236,18 +261,18 @@ class TrainingLog:
 
     out:    the run folder; TensorBoard's files go to out/tensorboard
     header: of log.csv; the first two columns are step and lr
-    done:   the step that the run resumes after; rows after it are dropped
-    every:  rows at other steps than its multiples are dropped, too
+    rows:   of log.csv so far, from last.pt; the file itself is not read
+    done:   the step that the run resumes after
     """
 
-    def __init__(self, out: Path, header: Sequence[str], done: int, every: int):
-        self.out, self.header, self.done = out, header, done
-        self.path, self.board, rows = out / "log.csv", None, []
-        if done and self.path.is_file():
-            lines = csv.reader(self.path.read_text(encoding="utf-8").splitlines()[1:])
-            rows = [row for row in lines if len(row) == len(header) and int(row[0]) <= done
-                    and int(row[0]) % every == 0]
-        write_csv(self.path, header, rows)
+    def __init__(self, out: Path, header: Sequence[str], rows: list[list[float]], done: int):
+        self.out, self.header, self.rows, self.done = out, header, rows, done
+        self.path, self.board = out / "log.csv", None
+        write_csv(self.path, header, map(self._cells, rows))
+
+    @staticmethod
+    def _cells(row: Sequence[float]) -> list[str]:
+        return [f"{row[0]:.0f}", f"{row[1]:g}", *(f"{value:.6g}" for value in row[2:])]
 
     def _writer(self) -> "SummaryWriter | None":
         """Started at the first row, after the data workers were forked: it starts a thread."""
@@ -261,8 +286,9 @@ class TrainingLog:
         return self.board or None
 
     def row(self, step: int, lr: float, values: Sequence[float]) -> None:
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(f"{step},{lr:g},{','.join(f'{v:.6g}' for v in values)}\n")
+        self.rows.append([step, lr, *values])
+        with errors_named(self.path), open(self.path, "a", encoding="utf-8") as file:
+            file.write(",".join(self._cells(self.rows[-1])) + "\n")
         if board := self._writer():
             for name, value in zip(self.header[1:], (lr, *values), strict=True):
                 board.add_scalar(name, value, step)

@@ -1,10 +1,11 @@
 """The score cache: a metric scores every image once, whichever script asks.
 
-A folder holds <metric>.csv, a line key,image,score,seconds per score, and <metric>.rankN.csv of the
-other processes under torchrun. The file's name tells the metric and its weights; the key tells the
-image: the content of a file, or what made a network's output; `image` is a label for readers. Lines
-are appended as soon as scores are known: a kill loses at most the batch in hand, and a cut-off line
-is ignored. After a change to the code of your own metric, delete its score file.
+A folder holds <metric>.csv, a line key,image,score,seconds,crc32 per score, and <metric>.rankN.csv
+of the other processes under torchrun. The file's name tells the metric and its weights; the key
+tells the image: the content of a file, or what made a network's output; `image` is a label for
+readers. Lines are appended as soon as scores are known: a kill loses at most the batch in hand. A
+line that was cut off or damaged is ignored, and its image scored again. After a change to the code
+of your own metric, delete its score file.
 
 sha256.csv remembers the hashes of files, so that a file is read again only if it was touched.
 """
@@ -19,6 +20,7 @@ import math
 import os
 import re
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,16 +28,23 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from models.checkpoint import file_digest, one_line, sha256
-from models.distributed import gather, rank_and_world, rank_zero_first
+from models.checkpoint import (
+    errors_named,
+    file_digest,
+    file_stamp,
+    is_settled,
+    one_line,
+    read_text,
+    sha256,
+)
+from models.distributed import agree, gather, machine, rank_and_world, rank_zero_first
+from models.images import FORMATS, naming, open_image
 
 SCORE_HEADER = ("key", "image", "score", "seconds")
 HASH_HEADER = ("path", "size", "mtime_ns", "ctime_ns", "inode", "sha256")
-SETTLED_NS = 2 * 10**9  # a file changed later than this before its hashing may change unnoticed
 HOPELESS = 64  # failures without a success after which a metric is given up
 
 
@@ -52,29 +61,31 @@ class Scores(NamedTuple):
 
 
 def read_rows(folder: Path, stem: str, columns: int) -> Iterator[list[str]]:
-    """Lines of <stem>.csv and of all <stem>.rankN.csv with the right number of columns."""
+    """Intact lines of <stem>.csv and of all <stem>.rankN.csv, without their checksum."""
     for file in sorted([*folder.glob(f"{stem}.csv"), *folder.glob(f"{stem}.rank*.csv")]):
-        for line in file.read_text(encoding="utf-8", errors="surrogateescape").split("\n"):
+        for line in read_text(file, "surrogateescape").split("\n"):
             with contextlib.suppress(csv.Error):
                 row = next(csv.reader([line]), [])
-                if len(row) == columns:
-                    yield row
+                if len(row) == columns + 1 and row[-1] == _checksum(row[:-1]):
+                    yield row[:-1]
 
 
-def append_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence]) -> None:
-    """Append lines at once; OSError names the file, which the error of a write does not."""
+def append_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Append lines at once, each with a checksum in its last cell; OSError names the file."""
     text = io.StringIO()
-    try:
-        with open(path, "a+b") as file:
-            if not file.seek(0, os.SEEK_END):
-                text.write(",".join(header) + "\n")
-            else:
-                file.seek(-1, os.SEEK_END)
-                text.write("\n" * (file.read() != b"\n"))  # ends a line that a kill cut short
-            csv.writer(text, lineterminator="\n").writerows(rows)
-            file.write(text.getvalue().encode("utf-8", "surrogateescape"))
-    except OSError as error:
-        raise OSError(f"{path}: {error.strerror or error}") from error
+    with errors_named(path), open(path, "a+b") as file:
+        if not file.seek(0, os.SEEK_END):
+            text.write(",".join([*header, "crc32"]) + "\n")
+        else:
+            file.seek(-1, os.SEEK_END)
+            text.write("\n" * (file.read() != b"\n"))  # ends a line that a kill cut short
+        cells = ([str(cell) for cell in row] for row in rows)
+        csv.writer(text, lineterminator="\n").writerows([*row, _checksum(row)] for row in cells)
+        file.write(text.getvalue().encode("utf-8", "surrogateescape"))
+
+
+def _checksum(cells: Sequence[str]) -> str:
+    return f"{zlib.crc32(repr(cells).encode()):08x}"
 
 
 def rank_file(folder: Path, stem: str) -> Path:
@@ -101,17 +112,17 @@ def pyiqa_version() -> str:
 
 
 def file_hashes(paths: Iterable[str], folder: Path) -> dict[str, str | OSError]:
-    """SHA-256 of each file, or why it cannot be read; the ranks share the work.
+    """SHA-256 of each file, or why it cannot be read; the ranks of a machine share the work.
 
     A hash is remembered in `folder` under the file's size, mtime, ctime and inode, unless the file
     changed within the last two seconds.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    rank, world = rank_and_world()
-    # A line that a kill cut short has fewer digits
-    known = {tuple(row[:-1]): row[-1] for row in read_rows(folder, "sha256", len(HASH_HEADER))
-             if len(row[-1]) == 64}
-    share, found = sorted(set(paths))[rank::world], {}
+    with contextlib.suppress(OSError):  # a folder that cannot be written is no obstacle
+        folder.mkdir(parents=True, exist_ok=True)
+    rank, _ = rank_and_world()
+    node, local_rank, local_world = machine()
+    known = {tuple(row[:-1]): row[-1] for row in read_rows(folder, "sha256", len(HASH_HEADER))}
+    share, found = sorted(set(paths))[local_rank::local_world], {}
     with ThreadPoolExecutor(4) as pool, \
             tqdm(total=len(share), desc="hash", unit="file", delay=2, disable=rank > 0) as bar:
         for i in range(0, len(share), 256):
@@ -119,28 +130,25 @@ def file_hashes(paths: Iterable[str], folder: Path) -> dict[str, str | OSError]:
             hashed = list(pool.map(functools.partial(_hash_file, known=known), part))
             found |= {path: digest for path, (digest, _) in zip(part, hashed, strict=True)}
             new = [state for _, state in hashed if state]
-            with contextlib.suppress(OSError):  # a folder that cannot be written is no obstacle
+            with contextlib.suppress(OSError):
                 if new:
                     append_rows(rank_file(folder, "sha256"), HASH_HEADER, new)
             bar.update(len(part))
-    return {path: digest for part in gather(found) for path, digest in part.items()}
+    return {path: digest for where, part in gather((node, found)) if where == node
+            for path, digest in part.items()}
 
 
 def _hash_file(path: str, known: dict[tuple, str]) -> tuple[str | OSError, tuple | None]:
     """SHA-256 of a file, and the line to remember, None if there is nothing new or it is unsafe."""
 
-    def state() -> tuple[str, ...]:
-        s = os.stat(path)
-        return (os.path.abspath(path),
-                *map(str, (s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino)))
-
     try:
-        begin, before = time.time_ns(), state()
-        if before in known:
-            return known[before], None
+        begin, stamp = time.time_ns(), file_stamp(os.stat(path))
+        line = (os.path.abspath(path), *map(str, stamp))
+        if line in known:
+            return known[line], None
         digest = sha256(path)
-        settled = begin - max(int(t) for t in before[2:4]) > SETTLED_NS and state() == before
-        return digest, (*before, digest) if settled else None
+        settled = is_settled(stamp, begin) and file_stamp(os.stat(path)) == stamp
+        return digest, (*line, digest) if settled else None
     except OSError as error:
         return error, None
 
@@ -182,18 +190,22 @@ class ScoreCache:
     def __init__(self, name: str, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
         self.name = name
-        stem, (rank, _) = cache_stem(name), rank_and_world()
+        stem = cache_stem(name)
         if ":" not in name and name not in ("psnr", "ssim"):
             stem += f"-pyiqa{pyiqa_version()}"  # its weights and code are those of its version
         self.path = rank_file(folder, stem)
-        # As rank 0 reads it, for all: another run may be writing to the same folder
-        self.known = gather(dict(self._read(folder, stem)) if rank == 0 else None)[0]
+        # What the first process of each machine reads, for all: another run may be writing, and
+        # machines without a shared disk keep different scores
+        _, local_rank, _ = machine()
+        self.known = {}
+        for part in reversed(gather({} if local_rank else dict(self._read(folder, stem)))):
+            self.known |= part
         self.new: dict[str, Score] = {}
 
     @staticmethod
     def _read(folder: Path, stem: str) -> Iterator[tuple[str, Score]]:
         for key, _, score, seconds in read_rows(folder, stem, len(SCORE_HEADER)):
-            with contextlib.suppress(ValueError):  # the header, or a cut-off line
+            with contextlib.suppress(ValueError):
                 yield key, Score(float(score), float(seconds))
 
     def __contains__(self, key: str) -> bool:
@@ -242,12 +254,12 @@ class ScoreCache:
 def read_or_error(path: str) -> np.ndarray | Exception:
     """An image file as uint8 (H, W, 3), or what is wrong with it."""
     try:
-        with Image.open(path) as image:
+        with naming(path), open_image(path, (*FORMATS, "BMP")) as image:
             if image.mode != "RGB":
                 return ValueError(f"mode {image.mode}; convert it to 8-bit RGB")
             return np.asarray(image)
-    except (ValueError, OSError, SyntaxError) as error:  # Pillow: SyntaxError for broken PNGs
-        return ValueError(f"unreadable image ({error})")
+    except (ValueError, OSError) as error:
+        return ValueError(one_line(error).removeprefix(f"{path}: "))
 
 
 def keep_decoded(limit: int) -> Callable[[str], np.ndarray | Exception]:
@@ -321,15 +333,16 @@ def score_images(
 
     Under torchrun every process calls this with the same images and scores its share. Problems are
     printed: None is returned if the metric failed, Scores without an image that failed. OSError if
-    a score cannot be written.
+    a score cannot be written, ValueError if the machines hold other images.
     """
     rank, world = rank_and_world()
     batch_size = batch_size or (8 if torch.device(device).type == "cuda" else 1)
     keys, failures = _keys_of(images, folder)
+    agree("the images to score", [keys.get(label) for label in images])
     cache = ScoreCache(name, folder)
-    one_of_each = {keys[label]: label for label in sorted(keys, reverse=True)}
-    missing = sorted((label, key) for key, label in one_of_each.items() if key not in cache)
-    share = {key: label for label, key in missing[rank::world]}
+    first_of = {keys[label]: label for label in reversed(keys)}
+    missing = [key for key in dict.fromkeys(keys.values()) if key not in cache]
+    share = {key: first_of[key] for key in missing[rank::world]}
 
     # Rank 0 builds first: it may download the weights
     net, error = rank_zero_first(lambda: _try_to_build(build) if share else (None, None))

@@ -23,12 +23,26 @@ def load_net(path: str | Path) -> nn.Module:
 
     Raises ValueError for anything else (networks of other scales have other keys or shapes).
     """
-    state = read_state(path)
-    kind = next((kind for kind in (SwinIR, RRDBNet) if kind.matches(state)), None)
+    state, kind = _network_in(read_state(path))
     if kind is None:
         raise ValueError(f"{path}: neither a SwinIR nor an RRDBNet checkpoint ({len(state)} "
                          f"weights, the first {next(iter(state))})")
     return _build(kind, state, path).eval().requires_grad_(False)
+
+
+def _network_in(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], type | None]:
+    """The weights that a SwinIR or an RRDBNet begins with, and which; None where there is none.
+
+    Trainers such as Lightning put an attribute's name before each key, as net_g.conv_first.weight,
+    and save other networks beside it. Averaged weights (ema in the name) are preferred.
+    """
+    names = dict.fromkeys(key.partition(".")[0] for key in state)
+    for prefix in ("", *(f"{name}." for name in sorted(names, key=lambda n: "ema" not in n))):
+        part = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        for kind in (SwinIR, RRDBNet):
+            if kind.matches(part):
+                return part, kind
+    return state, None
 
 
 def load_like(net: nn.Module, path: str | Path, flag: str) -> nn.Module:
@@ -36,8 +50,9 @@ def load_like(net: nn.Module, path: str | Path, flag: str) -> nn.Module:
 
     flag: what asked for that network, for the message, as "--net swinir".
     """
-    state, kind = read_state(path), type(net)
-    if not kind.matches(state):
+    kind = type(net)
+    state, found = _network_in(read_state(path))
+    if found is not kind:
         raise ValueError(f"{path}: not a {kind.__name__}, which {flag} is")
     loaded = _build(kind, state, path)
     # Parameters only: the stored attention masks may be for another image size

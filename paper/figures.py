@@ -35,7 +35,8 @@ from scipy.ndimage import gaussian_filter
 from models.checkpoint import read_csv, write_csv
 from models.distributed import clean_exit
 from models.flags import new_parser
-from models.hggt import load_sets, png_size, read_rgb
+from models.hggt import load_sets
+from models.images import find_png, png_size, read_rgb
 from paper.draw import WIDTH, Cell, draw_grid, finish_axes, label_points, plt, save
 from paper.report import GOLD, LOWER_BETTER, evenly_spaced
 
@@ -146,14 +147,22 @@ def best_window(sums: np.ndarray, step: int = 4) -> tuple[int, int]:
     return int(row) * step, int(column) * step
 
 
+def steepness(image: np.ndarray) -> np.ndarray:
+    """Squared differences of the luma to the next pixels, (H, W, 3) -> (H, W)."""
+    luma = image.astype(np.float64) @ (0.299, 0.587, 0.114)
+    return (np.diff(luma, axis=0, append=luma[-1:]) ** 2
+            + np.diff(luma, axis=1, append=luma[:, -1:]) ** 2)
+
+
 def close_ups(sr: np.ndarray, reference: np.ndarray, size: int) -> list[tuple[int, int]]:
     """Two windows with most incoherent energy: in a flat area, and elsewhere, apart from it.
 
-    sr, reference: (H, W) of `high_pass`. Flat: the tenth of the windows where the reference has
-    the least energy. Returns [(top, left), (top, left)].
+    sr, reference: (H, W, 3) images. Flat: the fiftieth of the windows where the reference is least
+    steep. Returns [(top, left), (top, left)].
     """
-    noise, detail = window_sums(incoherent(sr, reference), size), window_sums(reference**2, size)
-    flat = detail <= np.quantile(detail, 0.1)
+    noise = window_sums(incoherent(high_pass(sr), high_pass(reference)), size)
+    steep = window_sums(steepness(reference), size)
+    flat = steep <= np.quantile(steep, 0.02)
     top, left = first = best_window(np.where(flat, noise, -1))
     rows, columns = 4 * np.indices(noise.shape)
     apart = np.maximum(abs(rows - top), abs(columns - left)) >= size
@@ -175,11 +184,11 @@ class TestSet:
     rows: dict[str, list[str]] = field(default_factory=dict)  # {network: rows with SR images}
 
     def read_sr(self, model: str, name: str) -> np.ndarray:
-        return read_rgb(self.sr / model / f"{name}.png")
+        return read_rgb(find_png(self.sr / model, name))
 
     def read_reference(self, name: str) -> np.ndarray:
         folder = self.reference
-        return read_rgb(folder / f"{name}.png" if folder else self.originals[name])
+        return read_rgb(find_png(folder, name) if folder else self.originals[name])
 
     def values(self, model: str, metric: str) -> dict[str, float]:
         """{image: score} of one model."""
@@ -258,8 +267,8 @@ def load_test(args: argparse.Namespace, per_image: list[dict[str, str]]) -> Test
     folders = [args.sr / f"{net}-{row}" for net in rows for row in rows[net]]
     for name in names:
         for folder in (*folders, *([args.reference] if args.reference else [])):
-            check_size(folder / f"{name}.png", sizes[name])
-        check_size(args.lq / f"{name}.png", sizes[name], 4)
+            check_size(find_png(folder, name), sizes[name])
+        check_size(find_png(args.lq, name), sizes[name], 4)
     paths = dict(zip(sets.names, (p[0] for p in sets.paths), strict=True))
     return TestSet({n: paths[n] for n in names}, args.lq, args.sr, args.reference, scores, rows)
 
@@ -569,7 +578,7 @@ def crop_cells(test: TestSet, net: str, name: str, rows: Sequence[str], metrics:
         interest = incoherent(high_pass(test.read_sr(f"{net}-{TUNED}", name)),
                               high_pass(test.read_reference(name)))
     corner = best_window(window_sums(interest, size))
-    lq = read_rgb(test.lq / f"{name}.png").repeat(4, 0).repeat(4, 1)  # each pixel as 4 x 4
+    lq = read_rgb(find_png(test.lq, name)).repeat(4, 0).repeat(4, 1)  # each pixel as 4 x 4
     cells = [Cell(crop(lq, corner, size), "LQ"), Cell(crop(gt, corner, size), "original (GT)")]
     for row in rows:
         sr = crop(test.read_sr(f"{net}-{row}", name), corner, size)
@@ -608,9 +617,9 @@ def noise_figure(test: TestSet, images: Images, quality: str, means: Means) -> p
 
 def noise_cells(test: TestSet, net: str, name: str, quality: str, titled: bool) -> list[Cell]:
     """Naive and LoRA, each followed by its two close-ups, which lie where naive has most noise."""
-    reference, cells = high_pass(test.read_reference(name)), []
+    reference, cells = test.read_reference(name), []
     size = crop_size(reference, 6, 64)
-    corners = close_ups(high_pass(test.read_sr(f"{net}-{NAIVE}", name)), reference, size)
+    corners = close_ups(test.read_sr(f"{net}-{NAIVE}", name), reference, size)
     windows = list(zip(corners, ("cyan", "yellow"), strict=True))
     for row, title in ((NAIVE, "naive"), (TUNED, "LoRA")):
         image = test.read_sr(f"{net}-{row}", name)

@@ -27,7 +27,8 @@ from PIL import Image
 from models.checkpoint import read_csv, replacing
 from models.distributed import clean_exit
 from models.flags import integer, new_parser
-from models.hggt import LABEL_VALUES, MultiGT, load_sets, read_rgb
+from models.hggt import LABEL_VALUES, MultiGT, load_sets
+from models.images import find_png, read_rgb
 from paper.page import fill
 
 GOLD = "Gold Standard"
@@ -167,9 +168,9 @@ def read_sources(args: argparse.Namespace, models: list[str], sets: MultiGT, i: 
                  ) -> list[np.ndarray]:
     """Test image i in the order of the page's sources: models, ground truths, LQ, bicubic LQ."""
     height, width = sets.sizes[i].tolist()
-    file, images = f"{sets.names[i]}.png", []
-    paths = [*(args.sr / model / file for model in models), *map(Path, sets.paths[i])]
-    for path, scale in (*((path, 1) for path in paths), (args.lq / file, 4)):
+    name, images = sets.names[i], []
+    paths = [*(find_png(args.sr / model, name) for model in models), *map(Path, sets.paths[i])]
+    for path, scale in (*((path, 1) for path in paths), (find_png(args.lq, name), 4)):
         image = read_rgb(path)
         if (image.shape[0] * scale, image.shape[1] * scale) != (height, width):
             raise ValueError(f"{path}: {image.shape[1]}x{image.shape[0]}, but the original is "
@@ -204,7 +205,7 @@ def gather_images(args: argparse.Namespace) -> tuple[dict, list[str]]:
     sources = [*models, *members, "LQ, nearest", "LQ, bicubic"]
     pixels = int(np.prod(sets.sizes[index[scores.names[0]]])) * len(sources)  # of one test image
     shown, lines = choose_images(scores.names, args.images or max(1, int(MAX_PIXELS // pixels)))
-    for path in (args.sr / model / f"{name}.png" for model in models for name in shown):
+    for path in (find_png(args.sr / model, name) for model in models for name in shown):
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such image; run evaluate.py with --save-sr")
 

@@ -35,10 +35,10 @@ import scipy
 from PIL import Image
 from scipy import stats
 
-from models.checkpoint import write_csv
+from models.checkpoint import errors_named, read_text, write_csv
 from models.distributed import clean_exit
 from models.flags import SEED, integer, new_parser, refuse
-from models.hggt import png_size, read_rgb
+from models.images import list_images, png_size, read_rgb
 from paper.page import fill
 
 PAPER = ("paper (Test-100, SwinIR-AMO+FT against SwinIR-UPos): mean 69.7 %, median 68.0 %, "
@@ -113,7 +113,11 @@ def read_pair(a: Path, b: Path) -> list[np.ndarray]:
 
 def find_pairs(folders: list[Path]) -> tuple[list[str], str]:
     """Names of the PNGs that two folders share and a digest of all pixels; refuses unequal sets."""
-    files = [{path.name for path in folder.glob("*.png")} for folder in folders]
+    refuse([f"{folder}: no such folder" for folder in folders if not folder.is_dir()])
+    listed = [list_images(folder) for folder in folders]
+    refuse([f"{file}: not a PNG; convert it to 8-bit RGB PNG" for _, others in listed
+            for file in others])
+    files = [{path.name for path in chosen} for chosen, _ in listed]
     refuse([f"{folder}: no PNG files; save them with evaluate.py --save-sr"
             for folder, names in zip(folders, files, strict=True) if not names])
     refuse([f"{folder / name}: missing, but the other folder has it"
@@ -216,16 +220,16 @@ def make(args: argparse.Namespace) -> None:
 
     # Pages and key: the folder appears complete or not at all
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    temporary.mkdir()
+    encoded = {n: {"a": encode(Path(folder_a, n)), "b": encode(Path(folder_b, n))} for n in names}
+    temporary = out.with_name(f".study.{os.getpid()}.tmp")
     try:
-        encoded = {n: {"a": encode(Path(folder_a, n)), "b": encode(Path(folder_b, n))}
-                   for n in names}
-        for rater in key["plan"]:
-            page = page_of(rater, key, encoded)
-            (temporary / f"{rater}.html").write_text(page, encoding="utf-8")
-        (temporary / "key.json").write_text(key_text, encoding="utf-8")
-        os.replace(temporary, out)
+        with errors_named(out):
+            temporary.mkdir()
+            for rater in key["plan"]:
+                page = page_of(rater, key, encoded)
+                (temporary / f"{rater}.html").write_text(page, encoding="utf-8")
+            (temporary / "key.json").write_text(key_text, encoding="utf-8")
+            os.replace(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     views, size = args.raters * args.pairs // len(names), len(page) / 1e6
@@ -239,7 +243,9 @@ def make(args: argparse.Namespace) -> None:
 
 def read_json(path: str | Path) -> dict:
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = json.loads(read_text(path))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}: no such file") from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON, or truncated ({error}); get it again") from error
     if not isinstance(data, dict):

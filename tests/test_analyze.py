@@ -470,7 +470,7 @@ def test_bad_manifests_are_refused_before_scoring(own, monkeypatch):
             main(parse_args(["--pairs", str(path), *flags]))
         assert str(path) in str(error.value) and "\n" not in str(error.value)
     (own / "SBS/bad.csv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="not a CSV text file"):
+    with pytest.raises(ValueError, match="not a text file in UTF-8"):
         read_pairs(str(own / "SBS/bad.csv"), {})
 
 

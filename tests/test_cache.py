@@ -13,12 +13,14 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 import train_sr
-from models import cache
+from models import cache, hggt
 from models.cache import PixelCache
 from models.checkpoint import load_file
 from models.dataset import MultiGTDataset, StepBatchSampler
 from models.degradations import degrade_patch, usm_sharpen
-from models.hggt import load_sets, read_rgb
+from models.hggt import load_sets
+from models.images import read_rgb
+from models.quality import image_digest
 from models.samplers import sampling_weights
 
 SIZES = ((96, 120), (101, 96), (150, 133))  # height, width
@@ -35,8 +37,9 @@ def data(tmp_path):
 
 
 def cache_of(root, folder, decode=read_rgb):
-    with mock.patch.object(cache, "read_rgb", decode):
-        return PixelCache(folder, load_sets(root))
+    with mock.patch.object(hggt, "read_rgb", decode):
+        sets = load_sets(root)
+        return PixelCache(folder, sets, image_digest(sets, root / ".scores"))
 
 
 def assert_right(pixels, root):
@@ -86,7 +89,7 @@ def test_changed_images_are_decoded_again(data, tmp_path):
     stat = os.stat(path)
     Image.fromarray(changed[:, ::-1]).save(path, compress_level=0)
     assert os.stat(path).st_size == stat.st_size
-    os.utime(path, ns=(stat.st_mtime_ns + 1, stat.st_mtime_ns + 1))  # the time tells
+    os.utime(path, ns=(stat.st_mtime_ns, stat.st_mtime_ns))  # the content tells
     assert_right(cache_of(data, tmp_path), data)
     assert len(list(tmp_path.glob("*.rgb"))) == 3
     assert not np.array_equal(before[1, 0], read_rgb(path))  # a running process keeps its old file
@@ -162,7 +165,7 @@ def test_too_little_room_and_a_damaged_file(data, tmp_path, monkeypatch):
     cache_of(data, tmp_path / "cache")
     file, = (tmp_path / "cache").iterdir()
     os.truncate(file, 1000)
-    with pytest.raises(ValueError, match="has 1000 bytes, not 617490; delete it"):
+    with pytest.raises(ValueError, match="has 1000 bytes, not 617550; delete it"):
         cache_of(data, tmp_path / "cache")
 
 

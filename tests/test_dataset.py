@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from make_data import make_hggt
 
-from models import dataset
+from models import hggt
 from models.dataset import MultiGTDataset
-from models.hggt import load_sets, read_rgb
+from models.hggt import load_sets
+from models.images import read_rgb
 
 
 def stub_degrade(image, top, left, patch_size, rng):
@@ -76,7 +77,7 @@ def test_only_what_is_needed_is_decoded(tmp_path, monkeypatch):
         decoded.append(os.path.basename(path))
         return read_rgb(path)
 
-    monkeypatch.setattr(dataset, "read_rgb", read)
+    monkeypatch.setattr(hggt, "read_rgb", read)
     make_draws(tmp_path, np.eye(1, 5))[0]
     assert decoded == ["img00.png"]
     make_draws(tmp_path, np.eye(5)[[3]])[0]

@@ -171,9 +171,12 @@ def test_structured_noise_of_a_scaled_copy_a_sharpening_and_a_grid():
 def test_close_ups_find_the_noise_in_the_flat_area_and_elsewhere():
     reference, sr = np.zeros((96, 96)), np.zeros((96, 96))
     reference[:, 48:] = 5 * (-1.0) ** np.indices((96, 48)).sum(0)  # detail in the right half
+    reference[40:, :48] = 2 * np.arange(56)[:, None]  # a slope, without high frequency
     sr += reference
+    sr[70, 20] += 20  # worse than in the flat area
     sr[20, 10], sr[70, 80], sr[70, 81] = 9, 40, 40
-    (top, left), (top2, left2) = close_ups(sr, reference, 16)
+    grey = (np.stack([x + 100] * 3, -1) for x in (sr, reference))
+    (top, left), (top2, left2) = close_ups(*grey, 16)
     assert top <= 20 < top + 16 and left <= 10 < left + 16
     assert top2 <= 70 < top2 + 16 and left2 <= 80 < left2 + 16
 
@@ -414,7 +417,7 @@ BAD = {
     "short row": (lambda r: write(r / "results/table6.csv", ["pyiqa_name", "b"], [["x"]]), [],
                   "table6.csv: row 'x' has too few or too many cells"),
     "binary table": (lambda r: (r / "results/table6.csv").write_bytes(b"\xff\xfe\x00"), [],
-                     "table6.csv: not a CSV text file"),
+                     "table6.csv: not a text file in UTF-8"),
     "no such quality": (None, ["--quality", "liqe"], "use one of its columns judge, q"),
     "empty held-out": (None, ["--held-out", "musiq"], "--held-out musiq: no scores in"),
     "no such image": (None, ["--images", "9999"], "image 9999: not in both"),

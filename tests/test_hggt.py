@@ -13,7 +13,8 @@ from make_data import make_hggt, smooth_image, write_votes
 from PIL import Image
 
 from models import hggt
-from models.hggt import check_data, index_sets, load_sets, png_size, read_rgb, vote
+from models.hggt import check_data, index_sets, load_sets, vote
+from models.images import png_size, read_rgb
 
 
 def test_vote_table():
@@ -71,6 +72,7 @@ def test_a_folder_of_enhanced_images_follows_one_way_of_naming(tmp_path):
 
 
 def test_index_is_cached_and_noticed_when_stale(tmp_path, monkeypatch):
+    monkeypatch.setattr(hggt, "is_settled", lambda *a: True)
     make_hggt(tmp_path, n=2)
     fresh = load_sets(tmp_path)
     opened = []

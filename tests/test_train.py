@@ -143,7 +143,7 @@ def test_presets_are_the_papers():
     assert args.milestones == [200_000, 250_000, 275_000, 287_500] and args.lr == 1e-4
     assert (args.steps, args.patch_size, args.ema_decay, args.tau) == (300_000, 256, 0.999, 10.0)
     assert (args.lambda_l1, args.lambda_p, args.lambda_a) == (1.0, 1.0, 0.1)
-    assert args.out == "runs/swinir-amo" and args.data == "datasets/HGGT"
+    assert args.out == "runs/swinir-amo_init-none" and args.data == "datasets/HGGT"
     args = train_sr.parse_args(["--lambda-p", "0", "--lambda-a", "0"])
     train_sr.resolve_args(args, stage_one=True)
     assert (args.sampler, args.lr, args.out) == ("origs_only", 2e-4, "runs/swinir-stage1")
@@ -262,10 +262,10 @@ def test_training_and_fine_tuning_by_several_metrics(base, monkeypatch, capsys):
     assert "±" not in capsys.readouterr().out
     same_weights(base / "both/last.pt", base / "both2/last.pt")
     assert torch.equal(load_file(base / "both2/last.pt")["iqa_scale"], scale)
-    # Fine-tuning: two processes take the scale from the first; the folder is named by both
+    # Fine-tuning: two processes take the scale from the first
     run("finetune_lora.py", *TINY, "--sampler", "upos", "--init", "both/net_g_ema.pt", *two[4:],
-        "--steps", 2, "--lora-rank", 2, cwd=base, processes=2)
-    folder = base / "runs/swinir_tiny-upos+FT_test_train.sharpness+test_train.darkness"
+        "--steps", 2, "--lora-rank", 2, "--out", "both+FT", cwd=base, processes=2)
+    folder = base / "both+FT"
     reward = [float(row["l_iqa"]) for row in read_log(folder / "log.csv")]
     assert np.isfinite(reward).all() and reward[0] != 0 and (folder / "lora.pt").is_file()
 
@@ -285,17 +285,15 @@ def test_examples_of_your_own_quality_model(base, tmp_path, monkeypatch):
     done = subprocess.run([sys.executable, *shlex.split(commands[0])[1:], *tiny], cwd=tmp_path,
                           env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-800:]
-    made = tmp_path / "runs/swinir_tiny-amo_my_iqa.contrast"  # with the paper's net: swinir-amo_...
-    made.with_name(made.name.replace("_tiny", "")).symlink_to(made)
     monkeypatch.syspath_prepend(tmp_path)
     call(finetune_lora, *shlex.split(commands[1])[2:], *tiny, cwd=tmp_path,
          monkeypatch=monkeypatch)
     two = commands[2].replace("musiq topiq_nr", "test_train:sharpness test_train:darkness")
     call(train_sr, *shlex.split(two)[2:], *tiny, cwd=tmp_path, monkeypatch=monkeypatch)
-    assert float(read_log(made / "log.csv")[-1]["share_4"]) == 1  # contrast grows with the member
-    tuned = made.with_name("swinir_tiny-amo+FT_my_iqa.contrast")
-    assert float(read_log(tuned / "log.csv")[-1]["l_iqa"]) < 0
-    assert made.with_name("swinir_tiny-amo_test_train.sharpness+test_train.darkness").is_dir()
+    runs = tmp_path / "runs"
+    assert float(read_log(runs / "contrast/log.csv")[-1]["share_4"]) == 1  # grows with the member
+    assert float(read_log(runs / "contrast+FT/log.csv")[-1]["l_iqa"]) < 0
+    assert list(runs.glob("swinir_tiny-amo_*iqa-test_train.sharpness+test_train.darkness*"))
 
 
 def test_image_level_quality_of_several_metrics(tmp_path):
@@ -348,7 +346,7 @@ def test_training_without_tensorboard(base, monkeypatch):
     call(train_sr, *TINY, "--sampler", "rand", "--init", "stage1/net_g_ema.pt", "--steps", 2,
          "--sample-every", 2, "--out", "plain", cwd=base, monkeypatch=monkeypatch)
     assert sorted(p.name for p in (base / "plain").iterdir()) == [
-        "last.pt", "log.csv", "net_g_ema.pt", "samples"]
+        ".lock", "last.pt", "log.csv", "net_g_ema.pt", "samples"]
 
 
 @pytest.mark.parametrize("sampler", ["origs_only", "rand", "upos", "sma", "smp"])
@@ -508,7 +506,41 @@ def test_the_default_start_is_what_the_stage_before_wrote(base, tmp_path):
     shutil.copy(base / "stage1/net_g_ema.pt", tmp_path / "runs/swinir_tiny-stage1")
     run("train_sr.py", *tiny, "--sampler", "rand", cwd=tmp_path)
     run("finetune_lora.py", *tiny, "--sampler", "rand", "--lora-rank", 2, cwd=tmp_path)
-    assert (tmp_path / "runs/swinir_tiny-rand+FT_test_train.sharpness/lora.pt").is_file()
+    assert len(list((tmp_path / "runs").glob("swinir_tiny-rand+FT_*/lora.pt"))) == 1
+    # Several: the choice is the user's
+    first = tmp_path / "runs/swinir_tiny-stage1"
+    shutil.copytree(first, first.with_name("swinir_tiny-stage1_seed1"))
+    result = run("train_sr.py", *tiny, "--sampler", "upos", cwd=tmp_path, ok=False)
+    assert result.returncode == 2 and (
+        "--init is missing: choose one of runs/swinir_tiny-stage1, runs/swinir_tiny-stage1_seed1"
+        in result.stderr)
+
+
+def test_a_default_folder_tells_what_differs_from_the_paper():
+    def name(script, *flags):
+        args = script.parse_args(["--net", "swinir", "--init", "none", *flags])
+        try:
+            (train_sr.resolve_args(args) if script is train_sr
+             else script.resolve_args(args, finetune_lora.PRESETS["swinir"]))
+        except ValueError as error:
+            assert "fine-tuning starts" in str(error)
+        return args.out.removeprefix("runs/swinir-").replace("_init-none", "")
+
+    amo, upos = (train_sr, "--sampler", "amo"), (finetune_lora, "--sampler", "upos")
+    assert name(*amo, "--steps", "7", "--num-workers", "1", "--save-every", "3") == "amo"
+    assert name(*amo, "--lr", "1e-4", "--batch-size", "32", "--data", "datasets/HGGT") == "amo"
+    assert name(*amo, "--lr", "2e-4", "--milestones", "5", "6", "--seed", "1", "--bf16") == (
+        "amo_lr0.0002_milestones-5+6_seed1_bf16")
+    assert name(*amo, "--data", "/x/mine/", "--init-d", "runs/swinir-upos/last.pt") == (
+        "amo_data-mine_init-d-swinir-upos")
+    assert name(*amo, "--iqa", "musiq@w/own.pth", "a.b:c", "--ema-warmup") == (
+        "amo_iqa-musiq-own+a.b.c_ema-warmup")
+    assert name(*amo, "--tau", "3") == "amo_tau3"
+    assert name(train_sr, "--sampler", "rand", "--tau", "3", "--iqa", "nima") == "rand"
+    assert name(*upos) == "upos+FT" and name(*upos, "--full") == "upos+FT_full"
+    assert name(*upos, "--lambda-p", "2", "--lora-rank", "8") == "upos+FT_lambda-p2_lora-rank8"
+    long = [name(*amo, "--milestones", *"123456789" * 9, str(i), "--seed", "1") for i in (10, 11)]
+    assert all(len(f"swinir-{x}") == 100 - len("_init-none") for x in long) and long[0] != long[1]
 
 
 def test_a_run_of_another_recipe_is_refused_in_one_line(base):
@@ -579,7 +611,8 @@ def test_a_refused_run_scores_nothing_and_decodes_nothing(base, tmp_path, monkey
             "--out", tmp_path / "other", "--init-d", base / "stage1/net_g_ema.pt"))):
         with pytest.raises(ValueError, match=message):
             call(train_sr, *late, *more, cwd=base, monkeypatch=monkeypatch)
-        assert not (tmp_path / "cache").exists() and not (tmp_path / "data/.scores").exists()
+        assert not (tmp_path / "cache").exists()
+        assert {p.name for p in (tmp_path / "data/.scores").iterdir()} <= {"sha256.csv"}
 
 
 def test_bad_input_is_one_line_and_exit_2(base):

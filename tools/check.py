@@ -2,11 +2,13 @@
 
     DRY=1 bash run_all.sh paper | python -m tools.check --plan    # part of `run_all.sh paper`
     python -m tools.check --data datasets/HGGT                    # decode every image of a folder
+    python -m tools.check --data datasets/HGGT --cache DIR        # and compare its --cache file
 
 --plan reads commands from stdin, one per line, and checks what those of the four scripts need: data
 folders, weights (missing metric weights are downloaded), GPUs and disk space. All problems are
 listed at once, one per line, with exit code 2. Weights that a command of the list writes need not
 exist yet. Lines that begin with # are skipped. --data prints counts, sizes, labels and problems.
+--cache compares every image in the file that train_sr.py --cache made with its checksum.
 """
 
 import argparse
@@ -22,12 +24,14 @@ import analyze_iqa
 import evaluate
 import finetune_lora
 import train_sr
+from models.cache import PixelCache
 from models.checkpoint import one_line
 from models.distributed import clean_exit
 from models.flags import integer, new_parser, refuse
 from models.hggt import check_data, load_sets
 from models.iqa import PREFETCH
 from models.metrics import load_metric, pyiqa_name
+from models.quality import image_digest
 from models.samplers import LABELLED, SCORING
 from models.testset import find_hggt_test, find_realsr
 from models.weights import prefetch
@@ -161,7 +165,7 @@ def evaluation_needs(args: argparse.Namespace) -> Iterator[Check]:
 
 def training_needs(args: argparse.Namespace, written: set[str]) -> Iterator[Check]:
     """written: run folders of the plan, whose weights need not exist yet"""
-    yield check_sets, args.data, args.sampler in LABELLED
+    yield check_sets, args.data or "datasets/HGGT", args.sampler in LABELLED
     if args.init and str(Path(args.init).parent) not in written:
         yield check_init, args.net, args.init
     if args.init_d and str(Path(args.init_d).parent) not in written:
@@ -202,7 +206,14 @@ def main(args: argparse.Namespace) -> None:
     if args.plan:
         problems = check_plan(read_plan(sys.stdin))
         refuse(problems, shown=len(problems))
-    elif problems := check_data(args.data):
+        return
+    problems = check_data(args.data)
+    if args.cache and not problems:
+        sets = load_sets(args.data)
+        cache = PixelCache(args.cache, sets, image_digest(sets, Path(args.cache)))
+        cache.check()
+        print(f"{cache.file}: {len(cache.checksums)} images as their checksums say")
+    if problems:
         raise ValueError(f"{args.data}: {len(problems)} problems, listed above")
 
 
@@ -211,7 +222,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--plan", action="store_true", help="check the commands on stdin")
     what.add_argument("--data", metavar="DIR", help="check a data folder, decoding every image")
-    return parser.parse_args(argv)
+    parser.add_argument("--cache", metavar="DIR", help="check the --cache of --data, or make it")
+    args = parser.parse_args(argv)
+    if args.cache and not args.data:
+        parser.error("--cache: give --data, whose images it holds")
+    return args
 
 
 if __name__ == "__main__":

@@ -23,13 +23,13 @@ import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from models.checkpoint import one_line, replacing, sha256
+from models.checkpoint import one_line, read_text, replacing, sha256
 from models.distributed import clean_exit
 from models.flags import integer, new_parser
-from models.hggt import MultiGT, load_sets, read_rgb
+from models.hggt import MultiGT, load_sets
+from models.images import is_system_file, open_image, read_rgb
 
 RECORD_FILE = "enhance.json"
-FORMATS = ("PNG", "JPEG", "WEBP", "TIFF")  # Pillow's names
 TIFF_BITS_PER_SAMPLE = 258
 LARGEST_DIFFERENCE = 4  # levels; another version of a JPEG decoder rounds differently
 
@@ -86,9 +86,7 @@ def find_images(folder: Path, crop: int | None) -> list[Path]:
     """All files of a folder. Raises ValueError with a line for each that cannot be used."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of HR images")
-    if crop:
-        Image.MAX_IMAGE_PIXELS = None  # your own images: a large one is no attack
-    paths = sorted(p for p in folder.iterdir() if p.is_file() and p.name[0] != ".")
+    paths = sorted(p for p in folder.iterdir() if p.is_file() and not is_system_file(p.name))
     problems = [] if paths else [f"{folder}: no images in it"]
     stems: dict[str, Path] = {}
     for path in paths:
@@ -104,7 +102,7 @@ def find_images(folder: Path, crop: int | None) -> list[Path]:
 def image_problem(path: Path, crop: int | None) -> str | None:
     """Why an image cannot be used, by its header alone; None if it can."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with open_image(path) as image:
             mode, shorter_side, bits = image.mode, min(image.size), 8
             if image.format == "TIFF":
                 bits = max(image.tag_v2.get(TIFF_BITS_PER_SAMPLE, (8,)))
@@ -129,11 +127,11 @@ def updated_record(out: Path, files: dict[str, Path], crop: int | None) -> dict:
     record = {"crop": crop, "checkpoints": {}}
     if (out / RECORD_FILE).exists():
         try:
-            record = json.loads((out / RECORD_FILE).read_text())
+            record = json.loads(read_text(out / RECORD_FILE))
             record["crop"], dict(record["checkpoints"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{out / RECORD_FILE}: is damaged; give another OUT") from error
-    elif out.exists() and any(p.name[0] != "." for p in out.iterdir()):
+    elif out.exists() and not all(is_system_file(p.name) for p in out.iterdir()):
         raise ValueError(f"{out}: holds files of another origin; give a new or empty folder")
     if record["crop"] != crop:
         before = f"--crop {record['crop']}" if record["crop"] else "no --crop"
@@ -153,7 +151,7 @@ def updated_record(out: Path, files: dict[str, Path], crop: int | None) -> dict:
 def patches(path: Path, crop: int | None) -> Iterator[tuple[str, np.ndarray]]:
     """(NAME, upright image uint8 (H, W, 3)), or with crop (NAME_top_left, patch) for each patch."""
     try:
-        with Image.open(path, formats=FORMATS) as file:
+        with open_image(path) as file:
             image = np.asarray(ImageOps.exif_transpose(file))
     except Exception as error:
         raise ValueError(f"{path}: unreadable ({one_line(error, 160)}); copy it again") from error

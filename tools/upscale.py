@@ -9,7 +9,8 @@ In:  a checkpoint of SwinIR or RRDBNet (x4; train_sr.py's or a public one); a ph
      PNG, JPEG, WebP and TIFF files (models/photos.py says which, and what is kept of them).
 Out: --out/NAME, four times a side, in the format of the photo; --out/scores.csv, a row per photo:
      status made, kept or failed; size and tile in LQ pixels, tile 0: whole; no-reference scores of
-     the photo (_lq) and of the result (_sr). Rerun the same command to resume: existing results are
+     the photo (_lq), of the photo enlarged bicubically (_bicubic: the baseline, of the same size as
+     the result) and of the result (_sr). Rerun the same command to resume: existing results are
      kept, and scored. A photo that fails is reported, and the others are done; the exit code is
      then 1.
 """
@@ -21,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from PIL import Image
+import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -30,16 +31,26 @@ from models.checkpoint import (
     file_digest,
     load_file,
     one_line,
+    printable,
     read_csv,
     sha256,
     write_csv,
 )
-from models.distributed import clean_exit, cleanup, gather, init_distributed
+from models.distributed import (
+    agree,
+    check_shared,
+    clean_exit,
+    cleanup,
+    gather,
+    init_distributed,
+    rank_and_world,
+)
 from models.export import export
 from models.flags import integer, new_parser, number
+from models.images import PHOTOS, count_kinds, list_images
 from models.lora import add_lora, load_lora, lora_state, merge_lora
-from models.metrics import load_metrics, split_pairs
-from models.photos import LARGEST_SIDE, SUFFIXES, Photo, read_photo, write_photo
+from models.metrics import load_metrics, split_pairs, to_8bit
+from models.photos import LARGEST_SIDE, Photo, read_photo, write_photo
 from models.tiles import limit_memory, tile_size, upscale
 from models.weights import load_net
 
@@ -61,27 +72,33 @@ def apply_lora(net: nn.Module, path: str, base: str, scale: float = 1.0) -> nn.M
     merged weights are not finite.
     """
     data = load_file(path)
-    if not {"lora", "rank", "alpha", "targets", "base_sha256"} <= set(data):
-        raise ValueError(f"{path}: not the lora.pt of a fine-tuning")
+    kinds = {"lora": dict, "rank": int, "alpha": float, "targets": list, "base_sha256": str}
+    if {key: type(data.get(key)) for key in kinds} != kinds or data["rank"] < 1 \
+            or not all(type(target) is str for target in data["targets"]):
+        raise ValueError(f"{path}: not the lora.pt of a fine-tuning; give the one beside its "
+                         "net_g_ema.pt")
     expected, digest = data["base_sha256"], sha256(base)
     if digest != expected:
         raise ValueError(f"{path}: was trained on weights of sha256 {expected[:12]}; {base} is "
                          f"{digest[:12]}; give the file that the fine-tuning started from (--init)")
-    add_lora(net, data["targets"], data["rank"], data["alpha"] * scale)
-    load_lora(net, data["lora"])
+    try:
+        add_lora(net, data["targets"], data["rank"], data["alpha"] * scale)
+        load_lora(net, data["lora"])
+    except (ValueError, AttributeError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{path}: {one_line(error)}") from error
     check_finite(lora_state(net), path)
     check_finite(merge_lora(net).state_dict(), f"{path}, merged with --lora-scale {scale:g}")
     return net.requires_grad_(False)
 
 
 def find_photos(lq: str | Path, out: str | Path) -> list[Path]:
-    """The image files of a folder (not of folders in it), or the one file.
+    """The image files of a folder (not of folders in it), or the one file; one line counts them.
 
     Raises ValueError if `out` would mix results with photos, FileNotFoundError without photos.
     """
     lq, out = Path(lq), Path(out)
     folder = lq if lq.is_dir() else lq.parent
-    if out.is_file() or out.suffix.lower() in SUFFIXES:
+    if out.is_file() or out.suffix.lower() in PHOTOS:
         raise ValueError(f"--out {out}: give a folder; the photos keep their names in it")
     if out.resolve() == folder.resolve():
         raise ValueError(f"--out {out}: holds the photos themselves; give another folder")
@@ -89,10 +106,13 @@ def find_photos(lq: str | Path, out: str | Path) -> list[Path]:
         return [lq]
     if not lq.exists():
         raise FileNotFoundError(f"{lq}: no such photo or folder (--lq)")
-    photos = sorted(p for p in folder.glob("*") if p.suffix.lower() in SUFFIXES and p.is_file()
-                    and not p.name.startswith("."))
+    photos, others = list_images(folder, PHOTOS)
+    names = ", ".join(file.name for file in others[:5]) + ", ..." * (len(others) > 5)
+    unused = f"not used: {count_kinds(others)} ({names})" if others else ""
     if not photos:
-        raise FileNotFoundError(f"{lq}: no {' '.join(SUFFIXES)} files there (--lq)")
+        raise FileNotFoundError(f"{lq}: no {' '.join(PHOTOS)} files there (--lq) {unused}".strip())
+    if rank_and_world()[0] == 0:
+        print("; ".join([f"{lq}: {count_kinds(photos)}", *[unused] * bool(others)]))
     return photos
 
 
@@ -132,7 +152,6 @@ def upscale_photos(
     What exists in `out` is kept unless overwrite. An error is a line on stderr, and concerns its
     photo alone.
     """
-    Image.MAX_IMAGE_PIXELS = None  # your own photos: a large one is no attack
     out.mkdir(parents=True, exist_ok=True)
     rows = []
     for path in tqdm(files, desc=out.name, unit="photo", disable=quiet):
@@ -140,9 +159,10 @@ def upscale_photos(
         try:
             photo = upscale_photo(path, target, enlarge, overwrite, row)
             if metrics:
-                row |= scores(photo, path, "lq", metrics)
-                row |= scores(read_photo(target), target, "sr", metrics)
-        except (ValueError, OSError, MemoryError, RuntimeError) as error:
+                row |= scores(photo.rgb, path, "lq", metrics)
+                row |= scores(bicubic(photo.rgb), path, "bicubic", metrics)
+                row |= scores(read_photo(target).rgb, target, "sr", metrics)
+        except Exception as error:  # the other photos are made all the same
             row["status"] = "failed"
             say(path, one_line(error, ERROR_LENGTH))
         rows.append(row)
@@ -176,22 +196,29 @@ def upscale_photo(
     return photo
 
 
-def scores(photo: Photo, path: Path, side: str, metrics: Metrics) -> dict[str, str]:
-    """Scores of a photo (side "lq") or of a result ("sr"); a metric that fails gives none."""
+def bicubic(rgb: Tensor) -> Tensor:
+    """The photo (1, 3, H, W) in [0, 1], enlarged without a network."""
+    return to_8bit(F.interpolate(rgb, scale_factor=SCALE, mode="bicubic")).float() / 255
+
+
+def scores(rgb: Tensor, path: Path, side: str, metrics: Metrics) -> dict[str, str]:
+    """Scores of (1, 3, H, W) in [0, 1], as columns <metric>_<side>; a metric that fails gives none.
+    """
     row = {}
     for column, metric in metrics.items():
         try:
-            score = metric(photo.rgb).item()
+            score = metric(rgb).item()
             if not math.isfinite(score):
                 raise ValueError(f"{column} gave {score}")
             row[f"{column}_{side}"] = f"{score:.6f}"
-        except (ValueError, RuntimeError, MemoryError) as error:  # too small, or too large
+        except Exception as error:  # too small, too large, or whatever a foreign metric raises
             say(path, f"no score ({one_line(error, ERROR_LENGTH)})")
     return row
 
 
 def say(path: Path, text: str) -> None:
-    tqdm.write(text if text.startswith(str(path)) else f"{path}: {text}", file=sys.stderr)
+    text = text if text.startswith(str(path)) else f"{path}: {text}"
+    tqdm.write(printable(text), file=sys.stderr)
 
 
 # ------------------------------------------------------------------------- main
@@ -201,7 +228,7 @@ def write_scores(rows: list[dict[str, str]], metrics: Metrics, args: argparse.Na
     """Write scores.csv: these photos, and those of earlier calls whose results are still there."""
     table = Path(args.out, "scores.csv")
     header = ["file", "status", "width", "height", "tile",
-              *(f"{column}_{side}" for column in metrics for side in ("lq", "sr"))]
+              *(f"{column}_{side}" for column in metrics for side in ("lq", "bicubic", "sr"))]
     comments = [f"{f}: sha256 {file_digest(f)}" for f in (args.ckpt, args.lora) if f]
     if args.lora:
         comments.append(f"--lora-scale {args.lora_scale:g}")
@@ -236,8 +263,10 @@ def main(args: argparse.Namespace) -> bool:
     files, tile = find_photos(args.lq, args.out), tile_size(args.tile)
     metrics = load_photo_metrics(args.metrics, args.extra, rank, device)
 
-    # Photos: each process takes every world-th of those that rank 0 has found
-    files, out = gather(files)[0], Path(args.out)
+    # Photos: each process takes every world-th
+    agree("the photos of --lq", [file.name for file in files])
+    check_shared(args.out, "--out")
+    out = Path(args.out)
     net.to(device)
     if device.type == "cpu":
         net(torch.zeros(1, 3, 64, 64))  # oneDNN needs memory for its start, before the limit
