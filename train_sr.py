@@ -457,11 +457,11 @@ def resolve_args(
     if args.batch_size % args.world:
         raise ValueError(f"--batch-size {args.batch_size} is the total: it must be divisible by "
                          f"the {args.world} processes")
-    if args.steps < 3 / (1 - args.ema_decay) and not args.ema_warmup and args.rank == 0:
-        kept = 100 * args.ema_decay**args.steps
+    kept = args.ema_decay**args.steps
+    if kept > 0.05 and not args.ema_warmup and args.rank == 0:  # about steps < 3 / (1 - decay)
         print(f"warning: --steps {args.steps} are few for --ema-decay {args.ema_decay}: the "
-              f"averaged network keeps {kept:.0f} % of the initial weights; --ema-warmup lets it "
-              "follow", file=sys.stderr)
+              f"averaged network keeps {100 * kept:.0f} % of the initial weights; --ema-warmup "
+              "lets it follow", file=sys.stderr)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

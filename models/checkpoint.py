@@ -1,7 +1,7 @@
 """Files: weights in any public wrapping, CSV tables, and the one way to write a file atomically.
 
 Public super-resolution files hold `{"params_ema": state}`, `{"params": state}` or the bare state
-dict (BasicSR, official SwinIR, ESRGAN); trainers add wrappings of their own (WRAPPINGS, PREFIXES).
+dict (BasicSR, official SwinIR, ESRGAN); trainers add wrappings and prefixes of their own.
 Nothing is ever unpickled beyond tensors, numbers and plain containers (`weights_only=True`). A
 `.safetensors` file holds the bare state dict.
 """
@@ -12,6 +12,7 @@ import csv
 import hashlib
 import io
 import os
+import pickle
 import time
 import zipfile
 import zlib
@@ -24,7 +25,6 @@ if TYPE_CHECKING:  # imported where it is needed: scripts that only read tables 
 
 # Keys under which files keep a network's state dict, the preferred first
 WRAPPINGS = ("params_ema", "params", "state_dict", "model_state_dict", "model", "net_g")
-PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
 SETTLED_NS = 2 * 10**9  # a file changed later than this before it was read may change unnoticed
 ABANDONED_SECONDS = 3600  # age of a temporary file whose process was killed
 
@@ -51,7 +51,9 @@ def load_file(path: str | Path) -> dict:
     except ImportError as error:
         raise ValueError(f"{path}: reading it needs: pip install safetensors") from error
     except Exception as error:  # a foreign file makes torch.load raise almost anything
-        reason = f"{type(error).__name__}: {error}".splitlines()[0][:120]
+        reason = one_line(error, 120)
+        if isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error):
+            reason = "it holds more than tensors and numbers; save the network's state_dict alone"
         raise ValueError(f"{path}: not a readable weight file ({reason})") from error
     if damage:
         raise ValueError(f"{path}: damaged ({damage})")
@@ -106,8 +108,11 @@ def read_state(path: str | Path) -> "dict[str, torch.Tensor]":
     data = load_file(path)
     if not any(isinstance(data.get(key), dict) for key in WRAPPINGS) and "optimizers" in data:
         raise ValueError(f"{path}: a trainer's state without weights; give its network's file")
-    state = next((data[key] for key in WRAPPINGS if isinstance(data.get(key), dict)), data)
-    state = {str(key): value for key, value in state.items() if isinstance(value, torch.Tensor)}
+    while key := next((key for key in WRAPPINGS if isinstance(data.get(key), dict)), None):
+        data = data[key]
+    # torch.compile and DataParallel put a module around the network
+    state = {str(key).replace("_orig_mod.", "").removeprefix("module."): value
+             for key, value in data.items() if isinstance(value, torch.Tensor)}
     if not state:
         raise ValueError(f"{path}: no weights found (params_ema, params or a bare state dict)")
     for key, value in state.items():
@@ -116,8 +121,6 @@ def read_state(path: str | Path) -> "dict[str, torch.Tensor]":
             kind = f"{'meta' if value.is_meta else value.layout} {value.dtype}"
             raise ValueError(f"{path}: {key} is a {kind.replace('torch.', '')} tensor; save the "
                              "network's weights as dense floating-point numbers")
-    while prefix := next((p for p in PREFIXES if any(k.startswith(p) for k in state)), None):
-        state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state
 
 

@@ -158,9 +158,9 @@ def naming(path: str | Path) -> Iterator[None]:
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:  # kornia_rs has no type of its own, its panics are no Exception
-        if isinstance(error, OSError) and error.errno:
+        if isinstance(error, OSError) and error.errno or str(error).startswith(f"{path}: "):
             raise
-        reason = " ".join(str(error).split()).removeprefix(f"{path}: ")[:200]
+        reason = " ".join(str(error).split())[:200]
         if not isinstance(error, ValueError | OSError) or not reason:
             reason = f"{type(error).__name__}: {reason}"
         raise ValueError(f"{path}: unreadable image ({reason}); copy it again") from error

@@ -29,8 +29,9 @@ def find_realsr(root: str) -> TestSet:
     """
     # ASSUMED: whole images under Test-100's protocol, the HR image as the one GT, both cameras in
     # one mean. The paper names the set and its 100 images, not the border, tiles or the mean.
-    inside = [Path(root), *(d for d in Path(root).rglob("*") if d.is_dir())]
-    images = [file for folder in inside if not any(map(is_system_file, folder.parts))
+    inside = [folder for folder in (Path(root), *Path(root).rglob("*")) if folder.is_dir()]
+    images = [file for folder in inside
+              if not any(map(is_system_file, folder.relative_to(root).parts))
               for file in list_images(folder)[0]]
     lq_of = {file.parent / file.stem.removesuffix("_LR4"): str(file)
              for file in images if file.stem.endswith("_LR4")}

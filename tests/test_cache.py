@@ -3,6 +3,7 @@
 import functools
 import multiprocessing
 import os
+import resource
 import time
 from unittest import mock
 
@@ -22,6 +23,7 @@ from models.hggt import load_sets
 from models.images import read_rgb
 from models.quality import image_digest
 from models.samplers import sampling_weights
+from tools import check
 
 SIZES = ((96, 120), (101, 96), (150, 133))  # height, width
 
@@ -186,3 +188,35 @@ def test_a_run_with_it_and_resumed_without_equals_one_without(data, tmp_path, mo
     assert (tmp_path / "plain/log.csv").read_text() == (tmp_path / "cached/log.csv").read_text()
     a, b = (load_file(tmp_path / out / "last.pt")["params"] for out in ("plain", "cached"))
     assert all((a[key] == b[key]).all() for key in a)
+
+
+def test_one_flipped_bit_is_found_at_start_and_by_the_check(data, tmp_path, monkeypatch, capsys):
+    cache_of(data, tmp_path / "cache")
+    file, = (tmp_path / "cache").iterdir()
+    intact = file.read_bytes()
+    for at in (0, 300_000, len(intact) - 1):  # a pixel, another, a checksum
+        file.write_bytes(intact[:at] + bytes([intact[at] ^ 4]) + intact[at + 1 :])
+        with pytest.raises(ValueError, match=r"\.rgb: is damaged at image \d+; delete it"):
+            cache_of(data, tmp_path / "cache")
+    # Of more than CHECKED images, the check reads all
+    monkeypatch.setattr(cache, "CHECKED", 2)  # the first and the last
+    file.write_bytes(intact[:300_000] + b"!!" + intact[300_002:])
+    assert cache_of(data, tmp_path / "cache") is not None
+    flags = ["--data", str(data), "--cache", str(tmp_path / "cache")]
+    with pytest.raises(ValueError, match="is damaged at image"):
+        check.main(check.parse_args(flags))
+    file.write_bytes(intact)
+    check.main(check.parse_args(flags))
+    assert "15 images as their checksums say" in capsys.readouterr().out
+
+
+def test_a_full_disk_names_the_file(data, tmp_path):
+    """A file size limit stands for it."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"\.part: File too large"):
+            cache_of(data, tmp_path / "cache")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert_right(cache_of(data, tmp_path / "cache"), data)

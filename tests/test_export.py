@@ -181,6 +181,19 @@ def test_another_base_is_refused_by_name(tuned):
         run(path, "--lora", tmp_path / "nowhere.pt", "--export", tmp_path / "x.pth")
 
 
+@pytest.mark.parametrize("change", [
+    {"rank": 0}, {"rank": "3"}, {"rank": 2}, {"alpha": None}, {"targets": "*.mlp.fc1"},
+    {"targets": [3]}, {"targets": ["nothing"]}, {"lora": [1]}, {"lora": {}},
+    {"lora": {"a": "b"}}, {"base_sha256": 7},
+], ids=str)  # fmt: skip
+def test_a_wrong_file_of_adapters_is_one_line(tuned, change):
+    _, path, lora, _, tmp_path = tuned
+    save_atomic(load_file(lora) | change, tmp_path / "wrong.pt")
+    with pytest.raises(ValueError, match="wrong.pt: ") as error:
+        run(path, "--lora", tmp_path / "wrong.pt", "--export", tmp_path / "x.pth")
+    assert "\n" not in str(error.value) and not (tmp_path / "x.pth").exists()
+
+
 def test_the_demo_draws_the_curve(tmp_path):
     rows = [["Gold Standard", "", 9, 9], ["0", 1, 2, 3], ["0.5", 2, 3, 2], ["1.5", 4, 5, 1]]
     write_csv(tmp_path / "c.csv", ["model", "psnr", "q", "judge"], rows)

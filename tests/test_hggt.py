@@ -236,3 +236,32 @@ def test_votes_by_member_name_not_by_position(tmp_path):
     assert hggt.read_votes(tmp_path / "x.json", ["01", "02"]) == ["positive", "negative"]
     with pytest.raises(ValueError, match="no label for member 03"):
         hggt.read_votes(tmp_path / "x.json", ["01", "03"])
+
+
+@pytest.mark.parametrize("odd", [
+    "[1]", "null", "7", "{}", '{"listing": null}', "[" * 5000, '{"names": 1}', "", "\xe9",
+])
+def test_an_odd_index_is_made_anew(odd, tmp_path, monkeypatch):
+    monkeypatch.setattr(hggt, "is_settled", lambda *a: True)
+    labels = make_hggt(tmp_path, n=2)
+    load_sets(tmp_path)
+    index = tmp_path / hggt.INDEX_FILE
+    intact = index.read_bytes()
+    for text in (odd, f"{hggt._checksum(odd.replace(chr(233), ''))}\n{odd}"):
+        index.write_text(text, encoding="latin-1")
+        assert (load_sets(tmp_path).labels == labels).all()
+        assert index.read_bytes() == intact
+    # Labels that no vote gives, with or without their checksum
+    text = intact.decode().partition("\n")[2].replace('"labels": [[0, 1', '"labels": [[0, 7')
+    assert "[0, 7" in text
+    index.write_text(f"{intact.decode()[:8]}\n{text}")
+    assert (load_sets(tmp_path).labels == labels).all()
+
+
+def test_labels_of_other_systems_are_read(tmp_path):
+    """A mark at the start, UTF-16, Windows line ends."""
+    labels = make_hggt(tmp_path, n=3)
+    for i, encoding in enumerate(("utf-8-sig", "utf-16", "utf-8")):
+        path = tmp_path / f"Train/labels/0-4/B/img0{i}.json"
+        path.write_bytes(path.read_text().replace(",", ",\r\n").encode(encoding))
+    assert (load_sets(tmp_path).labels == labels).all()

@@ -632,3 +632,67 @@ def test_metrics_of_photos_by_default():
     args = ["--ckpt", "a.pt", "--lq", "b", "--out", "c"]
     assert parse_args(args).metrics == ["musiq", "topiq"]
     assert parse_args([*args, "--metrics"]).metrics == []
+
+
+# ------------------------------------------------------------------------- what no pixel shows
+
+
+def test_hidden_colours_do_not_leak_into_the_edges(tmp_path):
+    """A white disc on transparent black had a dark rim, 172 over white."""
+    y, x = np.mgrid[:32, :32]
+    disc = ((y - 16) ** 2 + (x - 16) ** 2 < 100).astype(np.uint8) * 255
+    Image.fromarray(np.dstack([disc] * 4)).save(tmp_path / "a.png")
+    photo = read_photo(tmp_path / "a.png")
+    smooth = F.interpolate(photo.rgb, scale_factor=4, mode="bicubic")
+    write_photo(photo, smooth, tmp_path / "b.png")
+    result = np.asarray(Image.open(tmp_path / "b.png")).astype(float)
+    over_white = result[..., :3] * result[..., 3:] / 255 + 255 - result[..., 3:]
+    assert over_white.min() == 255
+    Image.new("RGBA", (8, 8)).save(tmp_path / "none.png")  # nothing is visible
+    assert (read_photo(tmp_path / "none.png").rgb == 0).all()
+
+
+def test_colour_chunks_and_resolution_are_kept(tmp_path):
+    source = pixels("RGB")
+    kept = (chunk(b"gAMA", struct.pack(">I", 45455)) + chunk(b"cHRM", struct.pack(">8I", *range(8)))
+            + chunk(b"cICP", bytes([9, 16, 0, 1])) + chunk(b"pHYs", struct.pack(">IIB", 7, 9, 1)))
+    source.save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(data[:33] + kept + chunk(b"tIME", bytes(7)) + data[33:])
+    (tmp_path / "16.png").write_bytes(png_of(values(3), kept))
+    for name in ("a", "16"):
+        through(tmp_path / f"{name}.png", tmp_path / f"{name}-4.png")
+        result = (tmp_path / f"{name}-4.png").read_bytes()
+        assert result[33:].startswith(kept) and b"tIME" not in result
+    source.save(tmp_path / "a.jpg", dpi=(240, 120))
+    source.save(tmp_path / "a.tif", dpi=(240, 120))
+    write_16(tmp_path / "16.tif", values(3), resolution=(240, 120), resolutionunit="INCH")
+    for name in ("a.jpg", "a.tif", "16.tif"):
+        assert through(tmp_path / name, tmp_path / f"4{name}")[2].info["dpi"] == (240, 120), name
+    pixels("RGB").save(tmp_path / "none.jpg")
+    assert "dpi" not in through(tmp_path / "none.jpg", tmp_path / "4none.jpg")[2].info
+
+
+def test_the_baseline_has_the_size_of_the_result(tmp_path):
+    Image.fromarray(smooth_image(np.random.default_rng(0), 16, 20)).save(tmp_path / "a.png")
+    row, = upscale_photos([tmp_path / "a.png"], tmp_path / "sr", lambda x: (enlarge(x), 0),
+                          {"n": lambda x: torch.tensor([float(x[0, 0].numel())])}, quiet=True)
+    assert (row["n_lq"], row["n_bicubic"], row["n_sr"]) == (
+        "320.000000", "5120.000000", "5120.000000")
+
+
+def test_an_error_of_any_kind_concerns_its_photo_alone(tmp_path, capsys):
+    for name in ("a", "b"):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
+    calls = []
+
+    def fails_once(x):
+        calls.append(x)
+        if len(calls) == 1:
+            raise ZeroDivisionError("odd \x1b[31m")
+        return enlarge(x), 0
+
+    files = [tmp_path / "a.png", tmp_path / "b.png"]
+    rows = upscale_photos(files, tmp_path / "sr", fails_once, {}, quiet=True)
+    assert [row["status"] for row in rows] == ["failed", "made"]
+    assert capsys.readouterr().err == f"{files[0]}: ZeroDivisionError: odd \\x1b[31m\n"

@@ -31,7 +31,7 @@ from models.quality import (
 )
 from models.samplers import choose_argmax, sampling_weights
 from models.swinir import SwinIR
-from train_sr import ema_update, lr_at
+from train_sr import ema_decay_at, ema_update, lr_at
 
 LABELS = np.array([[0, 1, 1, -1, 0], [0, -1, 0, 0, -1], [0, 1, 0, 0, 0]], np.int8)
 QUALITY = np.array([[50.0, 60.0, 70.0, 90.0, 40.0]] * 3)
@@ -132,6 +132,19 @@ def test_schedule_and_ema():
     for _ in range(3):
         ema_update(ema, net, 0.9)
     assert torch.allclose(ema.weight, torch.full((1, 2), 1 - 0.9**3))
+
+
+def test_a_warm_up_of_the_average_lets_short_runs_move_it():
+    assert ema_decay_at(1, 0.999, warmup=False) == 0.999
+    assert ema_decay_at(1, 0.999, warmup=True) == 2 / 11
+    assert ema_decay_at(8989, 0.999, warmup=True) == pytest.approx(8990 / 8999)
+    assert ema_decay_at(10_000, 0.999, warmup=True) == 0.999
+    for warmup, least, most in ((False, 0.02, 0.04), (True, 0.9, 1)):  # of a jump at step 1
+        net, ema = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+        nn.init.ones_(net.weight), nn.init.zeros_(ema.weight)
+        for step in range(1, 31):
+            ema_update(ema, net, ema_decay_at(step, 0.999, warmup))
+        assert least < ema.weight.item() < most
 
 
 def test_presets_are_the_papers():
@@ -699,3 +712,89 @@ def test_a_signal_while_a_message_is_reported_does_not_lose_it(tmp_path):
     result = subprocess.run([sys.executable, script], env={**os.environ, "PYTHONPATH": str(ROOT)},
                             stderr=subprocess.PIPE, text=True, timeout=60)
     assert (result.returncode, result.stderr) == (2, "report.py: no such photograph\n")
+
+
+# ------------------------------------------------------------------------ the folder of a run
+
+
+RAND = (*TINY, "--sampler", "rand", "--init", "stage1/net_g_ema.pt", "--lambda-a", 0)
+
+
+def test_samples_are_the_averaged_networks(base, monkeypatch):
+    from PIL import Image
+
+    for out, decay in (("frozen", 0.999999), ("followed", 0.0)):
+        call(train_sr, *RAND, "--steps", 4, "--lr", 0.05, "--ema-decay", decay, "--sample-every", 4,
+             "--out", out, cwd=base, monkeypatch=monkeypatch)
+    frozen, followed = (np.asarray(Image.open(base / out / "samples/000004.png")).astype(int)
+                        for out in ("frozen", "followed"))
+    sr = slice(32, 64)  # the middle column
+    assert (frozen[:, :32] == followed[:, :32]).all() and (frozen[:, 64:] == followed[:, 64:]).all()
+    assert abs(frozen[:, sr] - frozen[:, 64:]).mean() < abs(followed[:, sr]
+                                                            - followed[:, 64:]).mean()
+
+
+def test_a_short_run_is_warned_of_its_average(base, monkeypatch, capsys):
+    flags = (*RAND, "--steps", 1, "--lr", 1e-4)
+    for more, warned in (((), True), (("--ema-warmup",), False), (("--ema-decay", 0), False)):
+        out = f"warned-{'-'.join(map(str, more))}"
+        call(train_sr, *flags, *more, "--out", out, cwd=base, monkeypatch=monkeypatch)
+        assert ("warning: --steps 1 are few for --ema-decay" in capsys.readouterr().err) == warned
+
+
+def test_two_runs_in_one_folder_are_refused_and_a_killed_one_leaves_nothing(base):
+    code = ("import sys, time; sys.path.insert(0, sys.argv[1]); from models.run import open_run\n"
+            "from pathlib import Path\nopen_run(Path('locked'), {}); print('locked', flush=True)\n"
+            "time.sleep(60)")
+    holder = subprocess.Popen([sys.executable, "-c", code, str(ROOT)], cwd=base, text=True,
+                              stdout=subprocess.PIPE, env=environment())
+    assert holder.stdout.readline() == "locked\n"
+    result = run("train_sr.py", *RAND, "--steps", 1, "--out", "locked", cwd=base, ok=False)
+    assert result.returncode == 2
+    assert "locked: another run is writing to it; wait for its end, or give another --out" in (
+        result.stderr)
+    holder.kill()
+    holder.wait()
+    (base / "locked/.1a2b3c4d.99.tmp").touch()  # of the killed run's last.pt
+    run("train_sr.py", *RAND, "--steps", 1, "--out", "locked", cwd=base)
+    assert not list((base / "locked").glob("**/*.tmp"))
+
+
+def test_a_damaged_log_is_made_again_from_the_checkpoint(base, monkeypatch):
+    flags = (*RAND, "--log-every", 1, "--out", "logged")
+    call(train_sr, *flags, "--steps", 3, cwd=base, monkeypatch=monkeypatch)
+    log = base / "logged/log.csv"
+    before = log.read_bytes()
+    for damage in (b"\xff\x00" + before, before.replace(b"0.", b"9.", 1), b""):
+        log.write_bytes(damage)
+        call(train_sr, *flags, "--steps", 3, cwd=base, monkeypatch=monkeypatch)
+        assert log.read_bytes() == before
+    log.unlink()
+    call(train_sr, *flags, "--steps", 4, cwd=base, monkeypatch=monkeypatch)
+    assert log.read_bytes().startswith(before)
+
+
+@pytest.mark.parametrize("change", ["pixels", "labels"])
+def test_changed_data_of_equal_size_and_time_is_another_setting(change, base, tmp_path,
+                                                                monkeypatch):
+    """Inverted pixels, and other labels, were resumed without a word."""
+    from PIL import Image
+
+    make_hggt(tmp_path / "HGGT", n=2)
+    path = tmp_path / "HGGT/Train/images/0-4/02/img01_02.png"
+    image = np.asarray(Image.open(path))
+    Image.fromarray(image).save(path, compress_level=0)
+    flags = (*RAND, "--data", "HGGT", "--init", base / "stage1/net_g_ema.pt", "--out", "run")
+    call(train_sr, *flags, "--steps", 1, cwd=tmp_path, monkeypatch=monkeypatch)
+    call(train_sr, *flags, "--steps", 2, cwd=tmp_path, monkeypatch=monkeypatch)
+    stat = os.stat(path)
+    if change == "pixels":
+        Image.fromarray(255 - image).save(path, compress_level=0)
+        assert os.stat(path).st_size == stat.st_size
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    for votes in (tmp_path / "HGGT").rglob("img01.json") if change == "labels" else ():
+        stat = os.stat(votes)
+        votes.write_text(votes.read_text().replace("Positive", "Negative"))
+        os.utime(votes, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    with pytest.raises(ValueError, match="was trained with --data of sha256 .*, not of sha256"):
+        call(train_sr, *flags, "--steps", 3, cwd=tmp_path, monkeypatch=monkeypatch)

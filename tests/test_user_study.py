@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import re
+import resource
 import subprocess
 from pathlib import Path
 
@@ -510,3 +511,30 @@ def test_bad_settings_are_refused_and_studies_kept(tmp_path, capsys):
     run(f"{command} --raters 2 --pairs 2 --out {tmp_path / 'again'}")
     assert before == {p.name: p.read_bytes() for p in (tmp_path / "again").iterdir()}
     assert not list(tmp_path.glob(".*"))
+
+
+def test_votes_of_other_systems_are_read_and_escapes_are_shown(study, tmp_path):
+    folder, key = study
+    vote = write_vote_file(tmp_path / "1.json", key, "rater01", 10)
+    text, key_text = Path(vote).read_text(), (folder / "key.json").read_text()
+    (tmp_path / "key.json").write_bytes(key_text.replace("\n", "\r\n").encode("utf-8-sig"))
+    for encoding in ("utf-8-sig", "utf-16"):
+        Path(vote).write_bytes(text.replace(", ", ",\r\n").encode(encoding))
+        run(f"analyze {vote} --key {tmp_path / 'key.json'} --out {tmp_path / 'out.csv'}")
+    bad = write_vote_file(tmp_path / "2.json", key, "rater02", 10, rater="\x1b[31mred\x07")
+    result = cli("analyze", bad, "--key", folder / "key.json", "--out", tmp_path / "out.csv")
+    assert result.returncode == 2 and "\x1b" not in result.stderr and "\x07" not in result.stderr
+    assert "rater \\x1b[31mred\\x07 is not one of this study's" in result.stderr
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path):
+    """A file size limit stands for it."""
+    command, out = make_folders(tmp_path, 4), tmp_path / "study"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=rf"^{out}: File too large"):
+            run(f"{command} --raters 2 --pairs 2 --out {out}")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not out.exists() and not list(tmp_path.glob(".*"))
