@@ -40,6 +40,8 @@ STUBS += f'''python() {{
   if [ "$1" = -c ]; then {shlex.quote(sys.executable)} "$@"; return; fi
   printf '%s\\x1f' python "$@"; echo
 }}
+srun() {{ "$@"; }}
+scontrol() {{ echo machine0; }}
 '''
 WRITTEN_BY_THE_READER = {"my_iqa.py"}
 
