@@ -78,7 +78,7 @@ def _damage(path: Path) -> str:
         # torch leaves the tensor of a record marked as a folder (MS-DOS attribute 16) unread
         folders = [record.filename for record in records if record.external_attr & 16]
         name = folders[0] if folders else archive.testzip()
-    return f"{name} does not match its checksum" if name else ""
+    return f"{printable(name)} does not match its checksum" if name else ""
 
 
 def _numpy_numbers_allowed() -> contextlib.AbstractContextManager:
