@@ -32,10 +32,12 @@ from models.quality import load_quality
 
 # PAPER: Sec. 8.3. SwinIR: the MLPs, rank 48, lr 5e-6 halved at 5,000 steps;
 # RealESRGAN: the convolutions inside the RRDBs, rank 24, lr 5e-5.
+# ASSUMED: other networks as RealESRGAN, all layers but the first and the last convolution.
 PRESETS = {
     "swinir": {"targets": ("*.mlp.fc1", "*.mlp.fc2"), "rank": 48, "lr": 5e-6, "halve": [5000]},
     "rrdb": {"targets": ("body.*.rdb?.conv?",), "rank": 24, "lr": 5e-5, "halve": []},
 }
+PRESETS["other"] = PRESETS["rrdb"] | {"targets": None}
 
 
 class OneByOne(nn.Module):
@@ -53,15 +55,15 @@ class OneByOne(nn.Module):
 
 
 def main(args: argparse.Namespace) -> None:
-    preset = PRESETS[args.net.removesuffix("_tiny")]
-    resolve_args(args, preset)
+    resolve_args(args)
 
     # The base network, adapted
-    net_g = train_sr.build_generator(args.net, args.init)
+    net_g = train_sr.build_generator(args.net, args.init, args.any_size)
     base_sha256 = sha256(args.init)
     torch.manual_seed(args.seed)
+    targets = args.lora_targets or preset_of(args)["targets"] or inner_layers(net_g)
     if not args.full:
-        add_lora(net_g, preset["targets"], args.lora_rank)
+        add_lora(net_g, targets, args.lora_rank)
 
     # The quality model as the reward
     sets = train_sr.load_data(args)
@@ -83,7 +85,7 @@ def main(args: argparse.Namespace) -> None:
             save_atomic(
                 {
                     "lora": adapters, "rank": args.lora_rank, "alpha": float(args.lora_rank),
-                    "targets": list(preset["targets"]), "base_sha256": base_sha256,
+                    "targets": list(targets), "base_sha256": base_sha256,
                 },
                 out / "lora.pt",
             )
@@ -92,12 +94,26 @@ def main(args: argparse.Namespace) -> None:
     cleanup()
 
 
-def resolve_args(args: argparse.Namespace, preset: dict) -> None:
+def preset_of(args: argparse.Namespace) -> dict:
+    return PRESETS[args.net.removesuffix("_tiny")]
+
+
+def inner_layers(net: nn.Module) -> list[str]:
+    """Names of all linear and convolution layers but the first and the last convolution."""
+    layers = {n: m for n, m in net.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    convolutions = [name for name, layer in layers.items() if isinstance(layer, nn.Conv2d)]
+    return [name for name in layers if name not in (convolutions[0], convolutions[-1])]
+
+
+def resolve_args(args: argparse.Namespace) -> None:
     """Fill in what depends on the net and the variant, and what train_sr.py fills in."""
+    train_sr.resolve_net(args)
+    preset = preset_of(args)
     args.lora_rank = None if args.full else args.lora_rank
     train_sr.resolve_args(args, tuning={
         "lambda_q": 0.05, "lambda_a": 0.0, "full": False, "lr": preset["lr"],
-        "lora_rank": None if args.full else preset["rank"], "milestones": preset["halve"]})
+        "lora_rank": None if args.full else preset["rank"], "lora_targets": None,
+        "milestones": preset["halve"]})
     if args.init is None:
         raise ValueError("--init none: fine-tuning starts from a trained network")
 
@@ -112,6 +128,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="score images one by one and again in the backward pass: less memory, more time")
     add("--lora-rank", type=integer(1, 1024),
         help="rank of the adapters (48 SwinIR, 24 RealESRGAN)")
+    add("--lora-targets", nargs="+", metavar="PATTERN",
+        help="shell patterns of the layers that get adapters (default: the paper's: the MLPs of "
+        "SwinIR, the convolutions in RealESRGAN's blocks)")
     add("--full", action="store_true", help="naive fine-tuning of all weights, without adapters")
     # ASSUMED: FT_IG and FT_NNR start from the discriminator that --init was trained against
     # (--init-d) and go on training it, at the adapters' learning rate. The paper names neither.

@@ -4,7 +4,7 @@ Stage two, the paper's: L1 + perceptual + GAN (Eq. 1); --sampler chooses the gro
 
     torchrun --nproc_per_node=4 train_sr.py --sampler amo              # the paper's SwinIR-AMO
     torchrun --nproc_per_node=4 train_sr.py --net rrdb --sampler upos  # RealESRGAN-UPos, as HGGT
-    python train_sr.py --sampler amo --init FILE                       # CPU or one GPU
+    python train_sr.py --sampler amo --init FILE       # CPU or one GPU; any public x4 network
 
 Stage one, the initialisation: L1 alone on a flat folder of high-resolution crops.
 
@@ -65,12 +65,12 @@ from models.run import TrainingRun
 from models.samplers import LABELLED, SAMPLERS, SCORING, choose_argmax, sampling_weights
 from models.scores import cache_stem
 from models.swinir import SwinIR, stochastic_depth
-from models.weights import load_discriminator, load_like, vgg19_state
+from models.weights import load_discriminator, load_like, load_net, vgg19_state
 
 LOSSES = ("l_pix", "l_percep", "l_adv", "l_d", "l_iqa")  # of Eq. 1 and 5, columns of log.csv
 RECIPE = 3  # raised when the same settings train differently: older runs cannot resume
 # Flags that do not decide the result
-MACHINE = ("device", "rank", "world", "num_workers", "save_every", "sample_every",
+MACHINE = ("device", "rank", "world", "any_size", "num_workers", "save_every", "sample_every",
            "checkpoint_reward")
 
 # PAPER: Sec. 5, 8.2 (HGGT's settings). The `_tiny` nets are the demo's: minutes on a CPU.
@@ -94,6 +94,7 @@ PRESETS = {
         "disc_feat": 64,
     },
 }
+PRESETS["other"] = PRESETS["rrdb"] | {"build": None}  # spandrel's, built from a file alone
 PRESETS["swinir_tiny"] = PRESETS["swinir"] | {
     # A pixel-shuffle tail this small leaves a grid, which a small quality model rewards.
     "build": functools.partial(
@@ -272,10 +273,20 @@ def load_data(args: argparse.Namespace) -> MultiGT:
     return sets
 
 
-def build_generator(net: str, init: str | None) -> nn.Module:
-    """The network of --net, with the weights of a file or random ones; ready to train."""
+def build_generator(net: str, init: str | None, any_size: bool = False) -> nn.Module:
+    """The network of --net, with the weights of a file or random ones; ready to train.
+
+    any_size: whether the file decides on the size (--net auto)
+    """
+    if any_size:
+        return load_net(init).requires_grad_(True).train()
     net_g = PRESETS[net]["build"]()
     return load_like(net_g, init, f"--net {net}") if init else net_g
+
+
+def net_in(path: str) -> str:
+    """The preset for the network in a file."""
+    return {SwinIR: "swinir", RRDBNet: "rrdb"}.get(type(load_net(path)), "other")
 
 
 def build_discriminator(net: str, init: str | None) -> nn.Module:
@@ -400,13 +411,24 @@ def main(args: argparse.Namespace) -> None:
     stage_one = args.lambda_p == 0 and args.lambda_a == 0
     resolve_args(args, stage_one)
     torch.manual_seed(args.seed)
-    net_g = build_generator(args.net, args.init)
+    net_g = build_generator(args.net, args.init, args.any_size)
     sets = load_data(args)
     net_ema = fit(args, sets, net_g, stage_one)
     if args.rank == 0:
         save_atomic(ema_checkpoint(net_ema, args), Path(args.out) / "net_g_ema.pt")
         print(f"wrote {Path(args.out) / 'net_g_ema.pt'}")
     cleanup()
+
+
+def resolve_net(args: argparse.Namespace) -> None:
+    """--net auto becomes the kind of network in --init, and args.any_size is set."""
+    given = args.init not in (None, "none")
+    if "any_size" not in args:
+        args.net = args.net or ("auto" if given else "swinir")
+        args.any_size = args.net == "auto"
+        if args.any_size and not given:
+            raise ValueError("--net auto: takes the network from --init; give a file")
+        args.net = net_in(args.init) if args.any_size else args.net
 
 
 def resolve_args(
@@ -416,8 +438,9 @@ def resolve_args(
 
     tuning: the usual values of a fine-tuning, where they are not a training's
     """
-    preset = PRESETS[args.net]
     args.rank, args.world, args.device = init_distributed()
+    resolve_net(args)
+    preset = PRESETS[args.net]
     if stage_one:
         args.sampler = args.sampler or "origs_only"
     if args.sampler is None:
@@ -467,7 +490,9 @@ def resolve_args(
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of a training run, shared with finetune_lora.py."""
     add = parser.add_argument
-    add("--net", choices=list(PRESETS), default="swinir", help="network and its settings")
+    add("--net", choices=["auto", *(net for net in PRESETS if net != "other")],
+        help="network and its settings; auto: as --init has it, of any size, other networks by "
+        "spandrel with RealESRGAN's settings (default: auto with --init, else swinir)")
     add("--data", help="multi-GT folder, or flat folder of HR images (default: datasets/HGGT; "
         "stage one: datasets/DF2K_OST)")
     add("--cache", metavar="DIR",

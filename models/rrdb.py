@@ -123,8 +123,14 @@ class RRDBNet(nn.Module):
             raise ValueError(f"not an RRDBNet state dict: {len(state)} keys, {list(state)[:3]} ...")
         state = {modern_name(k): v for k, v in state.items()}
         num_feat, num_in_ch = state["conv_first.weight"].shape[:2]
-        if num_in_ch != 3:  # the public x2 and x1 nets have 12 and 48: they unshuffle pixels first
-            raise ValueError(f"RRDBNet: weights with {num_in_ch} input channels are not of x4 RGB")
+        scale = {3: 4, 12: 2, 48: 1}.get(num_in_ch)  # x2 and x1 unshuffle pixels first
+        if scale == 4 and "conv_up3.weight" in state:
+            scale = 8
+        if scale == 4 and "conv_up2.weight" not in state:
+            scale = 2
+        if scale != 4:
+            raise ValueError(f"RRDBNet: weights with {num_in_ch} input channels are not of x4 RGB"
+                             + (f" but of x{scale}; only x4 is supported" if scale else ""))
         net = cls(
             num_feat=num_feat,
             num_block=len({k.split(".")[1] for k in state if k.startswith("body.")}),

@@ -17,6 +17,7 @@ RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K, as in the public code
 # Added to the logits of token pairs that are not neighbours in the image. The public buffers hold
 # -100, whose softmax is a denormal number: same result, but a CPU takes 1.3 times as long.
 MASKED, PUBLIC_MASKED = -1000.0, -100.0
+UPSAMPLERS = ("pixelshuffle", "nearest+conv", "pixelshuffledirect")
 CACHED_MASKS = 4  # sizes; an image's tiles have at most four (inner, right, bottom, corner)
 LARGEST_KEPT_MASK = 2**24  # values, 64 MiB: the mask of 512 x 512 LQ pixels
 
@@ -174,18 +175,29 @@ class SwinBlock(nn.Module):
         return x + mlp * self.mlp(self.norm2(x))
 
 
+def residual_conv(dim: int, kind: str) -> nn.Module:
+    """The convolution before a skip: "1conv", or "3conv" of the public L models, a bottleneck."""
+    if kind == "1conv":
+        return nn.Conv2d(dim, dim, 3, 1, 1)
+    return nn.Sequential(
+        nn.Conv2d(dim, dim // 4, 3, 1, 1), nn.LeakyReLU(0.2),
+        nn.Conv2d(dim // 4, dim // 4, 1), nn.LeakyReLU(0.2), nn.Conv2d(dim // 4, dim, 3, 1, 1),
+    )  # fmt: skip
+
+
 class ResidualSwinGroup(nn.Module):
-    """RSTB: `depth` Swin blocks, every second one shifted, then a 3x3 convolution; with a skip."""
+    """RSTB: `depth` Swin blocks, every second one shifted, then `residual_conv`; with a skip."""
 
     def __init__(
-        self, dim: int, depth: int, num_heads: int, window: int, hidden: int, img_size: int
+        self, dim: int, depth: int, num_heads: int, window: int, hidden: int, img_size: int,
+        resi_connection: str,
     ):
         super().__init__()
         blocks = [
             SwinBlock(dim, num_heads, window, i % 2 == 1, hidden, img_size) for i in range(depth)
         ]
         self.residual_group = nn.ModuleDict({"blocks": nn.ModuleList(blocks)})
-        self.conv = nn.Conv2d(dim, dim, 3, 1, 1)
+        self.conv = residual_conv(dim, resi_connection)
 
     def forward(self, x: Tensor, mask: Tensor, branches: Tensor | None) -> Tensor:
         """x: (B, H, W, C); mask: as in SwinBlock; branches: (B, depth, 2), as in SwinBlock."""
@@ -200,7 +212,9 @@ class SwinIR(nn.Module):
     """SwinIR for x4 super-resolution of RGB images; the defaults are the paper's network.
 
     img_size:  LQ pixels per side of the stored `attn_mask` buffers; any input size works
-    upsampler: "pixelshuffle" (the paper's) or "nearest+conv" (the public real-world models')
+    upsampler: "pixelshuffle" (the paper's), "nearest+conv" (the public real-world models') or
+               "pixelshuffledirect" (the public lightweight model's)
+    resi_connection: "1conv", or "3conv" of the public L models
     num_feat:  channels of the upsampling tail; every public model has 64
     Raises ValueError for an unsupported setting.
     """
@@ -219,10 +233,11 @@ class SwinIR(nn.Module):
         num_feat: int = 64,
     ):
         super().__init__()
-        if upscale != 4 or resi_connection != "1conv":
-            raise ValueError("SwinIR: only upscale=4 with resi_connection='1conv' is supported")
-        if upsampler not in ("pixelshuffle", "nearest+conv"):
-            raise ValueError(f"SwinIR: upsampler {upsampler!r}, not pixelshuffle or nearest+conv")
+        if upscale != 4 or resi_connection not in ("1conv", "3conv"):
+            raise ValueError("SwinIR: only upscale=4 with resi_connection 1conv or 3conv is "
+                             "supported")
+        if upsampler not in UPSAMPLERS:
+            raise ValueError(f"SwinIR: upsampler {upsampler!r}, not one of {', '.join(UPSAMPLERS)}")
         if window_size % 2 or img_size % window_size or img_size <= window_size:
             raise ValueError(
                 f"SwinIR: window_size {window_size} must be even and img_size {img_size} a "
@@ -243,17 +258,21 @@ class SwinIR(nn.Module):
         self.patch_embed = nn.ModuleDict({"norm": nn.LayerNorm(embed_dim)})
         hidden = round(embed_dim * mlp_ratio)
         self.layers = nn.ModuleList(
-            ResidualSwinGroup(embed_dim, depth, heads, window_size, hidden, img_size)
+            ResidualSwinGroup(embed_dim, depth, heads, window_size, hidden, img_size,
+                              resi_connection)
             for depth, heads in zip(depths, num_heads, strict=True)
         )
         self.norm = nn.LayerNorm(embed_dim)
-        self.conv_after_body = nn.Conv2d(embed_dim, embed_dim, 3, 1, 1)
+        self.conv_after_body = residual_conv(embed_dim, resi_connection)
 
-        # The slope is 0.01 here, but 0.2 after the other convolutions of the nearest+conv tail.
-        self.conv_before_upsample = nn.Sequential(
-            nn.Conv2d(embed_dim, num_feat, 3, 1, 1), nn.LeakyReLU(0.01)
-        )
-        if upsampler == "pixelshuffle":
+        if upsampler != "pixelshuffledirect":
+            # The slope is 0.01 here, but 0.2 after the other convolutions of nearest+conv.
+            self.conv_before_upsample = nn.Sequential(
+                nn.Conv2d(embed_dim, num_feat, 3, 1, 1), nn.LeakyReLU(0.01)
+            )
+        if upsampler == "pixelshuffledirect":
+            self.upsample = nn.Sequential(nn.Conv2d(embed_dim, 48, 3, 1, 1), nn.PixelShuffle(4))
+        elif upsampler == "pixelshuffle":
             self.upsample = nn.Sequential(
                 nn.Conv2d(num_feat, 4 * num_feat, 3, 1, 1),
                 nn.PixelShuffle(2),
@@ -264,7 +283,8 @@ class SwinIR(nn.Module):
             self.conv_up1 = nn.Conv2d(num_feat, num_feat, 3, 1, 1)
             self.conv_up2 = nn.Conv2d(num_feat, num_feat, 3, 1, 1)
             self.conv_hr = nn.Conv2d(num_feat, num_feat, 3, 1, 1)
-        self.conv_last = nn.Conv2d(num_feat, 3, 3, 1, 1)
+        if upsampler != "pixelshuffledirect":
+            self.conv_last = nn.Conv2d(num_feat, 3, 3, 1, 1)
 
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -303,8 +323,11 @@ class SwinIR(nn.Module):
         for layer, of_layer in zip(self.layers, of_layers, strict=True):
             x = layer(x, mask, of_layer)
         x = self.norm(x).permute(0, 3, 1, 2)  # (B, C, H, W)
-        x = self.conv_before_upsample(self.conv_after_body(x) + shallow)
+        x = self.conv_after_body(x) + shallow
+        if self.upsampler == "pixelshuffledirect":
+            return (self.upsample(x) + self.mean)[:, :, : 4 * h, : 4 * w]
 
+        x = self.conv_before_upsample(x)
         if self.upsampler == "pixelshuffle":
             x = self.upsample(x)  # (B, num_feat, 4H, 4W)
         else:
@@ -326,11 +349,15 @@ class SwinIR(nn.Module):
     def from_state(cls, state: Mapping[str, Tensor]) -> "SwinIR":
         """The network of a state dict, whose keys and shapes give the settings.
 
-        Raises ValueError for another kind of network, and torch's RuntimeError for keys that are
-        missing, unexpected or of another shape.
+        Masks and position indices may be absent. Raises ValueError for another kind of network or
+        another scale, and torch's RuntimeError for keys that are missing, unexpected or of another
+        shape.
         """
         if not cls.matches(state):
             raise ValueError(f"not a SwinIR state dict: {len(state)} keys, {list(state)[:3]} ...")
+        upsampler, scale = _tail(state)
+        if scale != 4:
+            raise ValueError(f"a SwinIR x{scale}; only x4 is supported")
         block = "layers.{}.residual_group.blocks.{}.".format
         table = "attn.relative_position_bias_table"
         depths, num_heads = [], []
@@ -351,10 +378,26 @@ class SwinIR(nn.Module):
                 embed_dim=embed_dim,
                 num_heads=num_heads,
                 mlp_ratio=state[block(0, 0) + "mlp.fc1.weight"].shape[0] / embed_dim,
-                upsampler="nearest+conv" if "conv_up1.weight" in state else "pixelshuffle",
-                num_feat=state["conv_before_upsample.0.weight"].shape[0],
+                upsampler=upsampler,
+                resi_connection="3conv" if "conv_after_body.0.weight" in state else "1conv",
+                num_feat=64 if upsampler == "pixelshuffledirect" else
+                state["conv_before_upsample.0.weight"].shape[0],
             )
         except KeyError as key:
             raise ValueError(f"not the state dict of a SwinIR x4: missing {key}") from None
-        net.load_state_dict(state)
+        computed = {k: v for k, v in net.state_dict().items()
+                    if k.endswith((".attn_mask", ".relative_position_index"))}
+        net.load_state_dict(computed | dict(state))
         return net
+
+
+def _tail(state: Mapping[str, Tensor]) -> tuple[str, int]:
+    """(upsampler, scale) of a SwinIR's state dict."""
+    if "conv_before_upsample.0.weight" not in state and "upsample.0.weight" in state:
+        return "pixelshuffledirect", math.isqrt(state["upsample.0.weight"].shape[0] // 3)
+    if "conv_up1.weight" in state:
+        return "nearest+conv", 4 if "conv_up2.weight" in state else 2
+    first = state.get("upsample.0.weight")
+    if first is not None and first.shape[0] == 9 * first.shape[1]:
+        return "pixelshuffle", 3
+    return "pixelshuffle", 2 ** sum(f"upsample.{i}.weight" in state for i in (0, 2, 4))

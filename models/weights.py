@@ -19,15 +19,35 @@ from models.swinir import SwinIR
 
 
 def load_net(path: str | Path) -> nn.Module:
-    """The x4 network in a checkpoint, SwinIR or RRDBNet by its keys: on the CPU, eval mode, frozen.
+    """The x4 network in a checkpoint, whose keys tell its kind and size: on the CPU, eval mode,
+    frozen.
 
-    Raises ValueError for anything else (networks of other scales have other keys or shapes).
+    SwinIR and RRDBNet are this project's; other networks from RGB to RGB are spandrel's, where it
+    is installed. Raises ValueError for anything else, and for other scales.
     """
     state, kind = _network_in(read_state(path))
-    if kind is None:
-        raise ValueError(f"{path}: neither a SwinIR nor an RRDBNet checkpoint ({len(state)} "
-                         f"weights, the first {next(iter(state))})")
-    return _build(kind, state, path).eval().requires_grad_(False)
+    net = _build(kind, state, path) if kind else _build_other(state, path)
+    return net.eval().requires_grad_(False)
+
+
+def _build_other(state: dict[str, Tensor], path: str | Path) -> nn.Module:
+    """A network of another architecture, by spandrel."""
+    what = (f"{path}: neither a SwinIR nor an RRDBNet checkpoint ({len(state)} weights, the first "
+            f"{next(iter(state))})")
+    try:
+        import spandrel
+
+        found = spandrel.ModelLoader(device="cpu").load_from_state_dict(state)
+    except ImportError as error:
+        raise ValueError(f"{what}; other networks need: pip install spandrel") from error
+    except Exception as error:  # spandrel: UnsupportedModelError, and what odd shapes raise
+        raise ValueError(f"{what}; spandrel does not know it ({one_line(error, 120)})") from error
+    channels = found.input_channels, found.output_channels
+    if found.scale != 4 or channels != (3, 3):
+        raise ValueError(f"{path}: {found.architecture.name} x{found.scale} of {channels[0]} to "
+                         f"{channels[1]} channels; only x4 of RGB is supported")
+    check_finite(found.model.state_dict(), path)
+    return found.model
 
 
 def _network_in(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], type | None]:

@@ -19,7 +19,7 @@ from torch import nn
 import finetune_lora
 import train_sr
 from models import quality
-from models.checkpoint import load_file, read_state
+from models.checkpoint import load_file, read_state, save_atomic
 from models.distributed import dead_worker_named
 from models.hggt import load_sets
 from models.iqa import FrozenMetric
@@ -29,6 +29,7 @@ from models.quality import (
     mean_standardised,
     scale_of,
 )
+from models.rrdb import RRDBNet
 from models.samplers import choose_argmax, sampling_weights
 from models.swinir import SwinIR
 from train_sr import ema_decay_at, ema_update, lr_at
@@ -534,7 +535,7 @@ def test_a_default_folder_tells_what_differs_from_the_paper():
         args = script.parse_args(["--net", "swinir", "--init", "none", *flags])
         try:
             (train_sr.resolve_args(args) if script is train_sr
-             else script.resolve_args(args, finetune_lora.PRESETS["swinir"]))
+             else script.resolve_args(args))
         except ValueError as error:
             assert "fine-tuning starts" in str(error)
         return args.out.removeprefix("runs/swinir-").replace("_init-none", "")
@@ -798,3 +799,55 @@ def test_changed_data_of_equal_size_and_time_is_another_setting(change, base, tm
         os.utime(votes, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     with pytest.raises(ValueError, match="was trained with --data of sha256 .*, not of sha256"):
         call(train_sr, *flags, "--steps", 3, cwd=tmp_path, monkeypatch=monkeypatch)
+
+
+# ------------------------------------------------------------------------ any public network
+
+
+def compact():
+    from spandrel.architectures.Compact.__arch.SRVGG import SRVGGNetCompact
+
+    return SRVGGNetCompact(num_feat=8, num_conv=3, upscale=4)
+
+
+@pytest.mark.parametrize(("build", "net", "adapted"), [
+    (compact, "other", 3),
+    (lambda: RRDBNet(num_block=1), "rrdb", 15),
+    (lambda: SwinIR(depths=(2, 2), embed_dim=60, num_heads=(6, 6),
+                    upsampler="pixelshuffledirect"), "swinir", 8),
+], ids=["Compact", "RRDB of 1 block", "SwinIR S"])
+def test_any_x4_network_is_tuned_and_loads_where_it_came_from(build, net, adapted, base, tmp_path,
+                                                              monkeypatch):
+    import spandrel
+
+    torch.manual_seed(0)
+    public = build()
+    save_atomic({"params": public.state_dict()}, tmp_path / "public.pth")
+    flags = [f for f in TINY if f not in ("--net", "swinir_tiny")]
+    call(finetune_lora, *flags, "--data", base / "HGGT", "--sampler", "rand", "--init",
+         "public.pth", "--lora-rank", 2, "--steps", 2, "--num-workers", 0, "--lr", 0.05,
+         "--ema-decay", 0, "--out", "tuned", cwd=tmp_path, monkeypatch=monkeypatch)
+    tuned = load_file(tmp_path / "tuned/net_g_ema.pt")
+    assert tuned["settings"]["net"] == net
+    assert tuned["params_ema"].keys() == public.state_dict().keys()
+    found = spandrel.ModelLoader(device="cpu").load_from_file(tmp_path / "tuned/net_g_ema.pt")
+    assert type(found.model).__name__ == type(public).__name__ and found.scale == 4
+    moved = [k for k, v in public.state_dict().items()
+             if not torch.equal(v, tuned["params_ema"][k])]
+    assert len(moved) == len(load_file(tmp_path / "tuned/lora.pt")["lora"]) // 2 == adapted
+    # Adapters on layers of your choice, and another scale
+    with pytest.raises(ValueError, match="LoRA target 'none.*' matches no linear or convolution"):
+        call(finetune_lora, *flags, "--data", base / "HGGT", "--sampler", "rand", "--init",
+             "public.pth", "--lora-targets", "none.*", "--out", "x", cwd=tmp_path,
+             monkeypatch=monkeypatch)
+
+
+def test_auto_needs_a_file_and_an_x4_network(base, tmp_path, monkeypatch):
+    state = RRDBNet(num_block=1, num_feat=8, num_grow_ch=4).state_dict()
+    state["conv_first.weight"] = torch.zeros(8, 12, 3, 3)
+    save_atomic(state, tmp_path / "x2.pth")
+    for more, message in ((("--init", "none", "--net", "auto"), "--net auto: takes the network"),
+                          (("--init", tmp_path / "x2.pth"), "of x2; only x4 is supported")):
+        with pytest.raises(ValueError, match=message):
+            call(train_sr, "--sampler", "rand", "--data", base / "HGGT", *more, cwd=tmp_path,
+                 monkeypatch=monkeypatch)

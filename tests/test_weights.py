@@ -1,12 +1,14 @@
 """Networks, discriminators and VGG19 from files: what loads, and what is refused in one line."""
 
 import hashlib
+import sys
 import time
 import urllib.error
 
 import pytest
 import torch
 import torchvision
+from spandrel.architectures.Compact.__arch.SRVGG import SRVGGNetCompact
 from spandrel.architectures.SwinIR import SwinIR as PublicSwinIR
 
 from models import weights
@@ -59,10 +61,25 @@ def refused():
     yield "blocks", rrdb | {"body.2.rdb1.conv1.bias": torch.zeros(8)}, '"body.1.rdb1.conv1.weight"'
     # other scales
     yield "rrdb_x2", rrdb | {"conv_first.weight": torch.zeros(8, 12, 3, 3)}, "12 input channels"
-    yield "swinir_x2", public(2, "pixelshuffle"), '"upsample.2.weight"'
-    yield "swinir_x3", public(3, "pixelshuffle"), '"upsample.2.weight"'
-    yield "swinir_x8", public(8, "pixelshuffle"), '"upsample.4.weight"'
-    yield "light_x4", public(4, "pixelshuffledirect"), "conv_before_upsample"
+    yield "swinir_x2", public(2, "pixelshuffle"), "a SwinIR x2; only x4 is supported"
+    yield "swinir_x3", public(3, "pixelshuffle"), "a SwinIR x3; only x4 is supported"
+    yield "swinir_x8", public(8, "pixelshuffle"), "a SwinIR x8; only x4 is supported"
+    yield "light_x2", public(2, "pixelshuffledirect"), "a SwinIR x2; only x4 is supported"
+    compact = SRVGGNetCompact(num_feat=8, num_conv=2, upscale=2)
+    yield "compact_x2", compact.state_dict(), "RealESRGAN Compact x2 of 3 to 3 channels; only x4"
+
+
+def test_other_networks_are_spandrels(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    net = SRVGGNetCompact(num_feat=8, num_conv=2, upscale=4)
+    save_atomic({"params": net.state_dict()}, tmp_path / "compact.pth")
+    loaded = load_net(tmp_path / "compact.pth")
+    assert list(loaded.state_dict()) == list(net.state_dict())
+    assert torch.equal(loaded(torch.ones(1, 3, 5, 7)), net.eval()(torch.ones(1, 3, 5, 7)))
+    monkeypatch.setitem(sys.modules, "spandrel", None)  # its import raises
+    with pytest.raises(ValueError) as error:
+        load_net(tmp_path / "compact.pth")
+    one_line(error, "compact.pth", "other networks need: pip install spandrel")
 
 
 @pytest.mark.filterwarnings("ignore:torch.meshgrid")  # spandrel's

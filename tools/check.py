@@ -95,7 +95,7 @@ def check_file(path: str) -> None:
 
 def check_init(net: str, path: str) -> None:
     """--init loads as the network that --net names."""
-    train_sr.build_generator(net, path)
+    train_sr.build_generator(net, path, any_size=net == "auto")
     print(f"{path}: weights of {net}")
 
 
@@ -132,8 +132,8 @@ def check_machine(commands: list[Command]) -> list[str]:
         problems.append(f"GPUS={processes}: found {found}, and each process needs one")
     trained = [(args, count) for script, args, count in commands if script in TRAINING]
     for batch, count in dict.fromkeys(
-        (args.batch_size or train_sr.PRESETS[args.net]["batch_size"], count)
-        for args, count in trained
+        (args.batch_size or train_sr.PRESETS[args.net or "swinir"]["batch_size"], count)
+        for args, count in trained if args.net != "auto"
     ):
         if count and batch % count:
             problems.append(f"the batch size {batch} must be divisible by the {count} processes "
@@ -167,9 +167,9 @@ def training_needs(args: argparse.Namespace, written: set[str]) -> Iterator[Chec
     """written: run folders of the plan, whose weights need not exist yet"""
     yield check_sets, args.data or "datasets/HGGT", args.sampler in LABELLED
     if args.init and str(Path(args.init).parent) not in written:
-        yield check_init, args.net, args.init
+        yield check_init, args.net or "auto", args.init
     if args.init_d and str(Path(args.init_d).parent) not in written:
-        yield check_discriminator, args.net, args.init_d
+        yield check_discriminator, args.net or train_sr.net_in(args.init), args.init_d
     if args.sampler in SCORING or getattr(args, "lambda_q", 0):
         yield from ((check_metric, name) for name in args.iqa)
     if args.lambda_p and args.perceptual == "vgg19":
