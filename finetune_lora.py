@@ -4,6 +4,7 @@
     torchrun --nproc_per_node=4 finetune_lora.py --sampler upos   # UPos+FT, from runs/swinir-upos
     ... --net rrdb                                                # RealESRGAN
     python finetune_lora.py --sampler amo --init FILE             # CPU or one GPU, other weights
+    python finetune_lora.py --data PHOTOS --init RealESRGAN_x4plus.pth   # any network, your photos
     ... --lambda-a 0.1 --init-d runs/swinir-upos/last.pt                             # FT_IG
     ... --lambda-q 0 --lambda-a 0.2 --init-d runs/swinir-upos/last.pt                # FT_NNR,IGx2
     ... --lambda-p 2                                                                 # FT_HP
@@ -136,11 +137,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     # (--init-d) and go on training it, at the adapters' learning rate. The paper names neither.
     # ASSUMED: FT_HP is --lambda-p 2; the paper says only that lambda_P is higher.
     # PAPER: Sec. 4.3, 8.3. The critic's place is taken by Q: no GAN loss; 20,000 steps.
-    parser.set_defaults(lambda_a=0.0, steps=20_000)
-    args = parser.parse_args(argv)
-    if not args.sampler:
-        parser.error("--sampler: name the sampler that --init was trained with")
-    return args
+    parser.set_defaults(lambda_a=0.0, steps=20_000, guard=0.3, val_every=500)
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ from models.distributed import (
     start_worker,
 )
 from models.flags import SEED, integer, new_parser, number
-from models.hggt import MultiGT, load_sets
+from models.hggt import MultiGT, is_flat_folder, load_sets
 from models.losses import VGG19Loss, gan_loss_d, gan_loss_g, laplacian_loss
 from models.quality import (
     data_digest,
@@ -65,13 +65,14 @@ from models.run import TrainingRun
 from models.samplers import LABELLED, SAMPLERS, SCORING, choose_argmax, sampling_weights
 from models.scores import cache_stem
 from models.swinir import SwinIR, stochastic_depth
+from models.validation import Validation
 from models.weights import load_discriminator, load_like, load_net, vgg19_state
 
 LOSSES = ("l_pix", "l_percep", "l_adv", "l_d", "l_iqa")  # of Eq. 1 and 5, columns of log.csv
 RECIPE = 3  # raised when the same settings train differently: older runs cannot resume
 # Flags that do not decide the result
 MACHINE = ("device", "rank", "world", "any_size", "num_workers", "save_every", "sample_every",
-           "checkpoint_reward")
+           "val", "checkpoint_reward")
 
 # PAPER: Sec. 5, 8.2 (HGGT's settings). The `_tiny` nets are the demo's: minutes on a CPU.
 PRESETS = {
@@ -216,6 +217,7 @@ def fit(
     # Data: which set, patch, flip, degradation and ground truth is a function of (seed, draw)
     quality = load_quality(args, sets, run.extra) if args.sampler == "amo" else None
     reward = make_reward(run.extra) if make_reward else None
+    validation = build_validation(args, sets, run, reward) if args.val else None
     dataset = MultiGTDataset(
         sets, gt_weights(args, sets), args.patch_size, args.seed,
         functools.partial(degrade_patch, setting=preset["degradation"]),
@@ -230,6 +232,8 @@ def fit(
         multiprocessing_context="fork" if args.num_workers else None)
 
     # Loop
+    if validation and not run.done:
+        run.validate(0, validation, args.guard)
     for step, batch in run.steps(loader, functools.partial(describe, batches, dataset)):
         lq = batch["lq"].to(device, non_blocking=True).float() / 255  # (N, 3, h, w)
         gts = batch["gts"].to(device, non_blocking=True).float() / 255  # (N, K or 1, 3, H, W)
@@ -257,6 +261,9 @@ def fit(
 
         ema_update(net_ema, net_g, ema_decay_at(step, args.ema_decay, args.ema_warmup))
         run.record(step, lr, losses, choice, lq, gt)
+        if validation and (step % args.val_every == 0 or step == args.steps):
+            run.validate(step, validation, args.guard)
+    run.restore_good()
     return net_ema
 
 
@@ -266,6 +273,8 @@ def fit(
 def load_data(args: argparse.Namespace) -> MultiGT:
     """The sets in --data, which must suit --sampler and --patch-size."""
     sets = rank_zero_first(lambda: load_sets(args.data))
+    if sets.is_flat:
+        sets = large_enough(args, sets)
     if args.sampler in LABELLED and sets.labels is None:
         raise ValueError(f"{args.data}: --sampler {args.sampler} needs labels/<range>/A,B,C; "
                          "use origs_only, rand, sma or amo without them")
@@ -303,6 +312,15 @@ def perceptual_loss(args: argparse.Namespace) -> Callable[[Tensor, Tensor], Tens
         return laplacian_loss
     loss = VGG19Loss(rank_zero_first(vgg19_state))  # rank 0 may download the weights
     return loss.to(args.device, memory_format=torch.channels_last)
+
+
+def build_validation(
+    args: argparse.Namespace, sets: MultiGT, run: TrainingRun, reward: nn.Module | None
+) -> Validation:
+    """That of --val; Q is among its scores where the run has one."""
+    scored = reward is not None or args.sampler == "amo"
+    quality = load_quality(args, sets, run.extra) if scored else None
+    return Validation(*args.val, quality, args.device)
 
 
 def gt_weights(args: argparse.Namespace, sets: MultiGT) -> np.ndarray | None:
@@ -420,6 +438,20 @@ def main(args: argparse.Namespace) -> None:
     cleanup()
 
 
+def large_enough(args: argparse.Namespace, sets: MultiGT) -> MultiGT:
+    """A flat folder at 1 / --shrink of its sides, without photos smaller than --patch-size."""
+    rows = np.flatnonzero((sets.sizes // args.shrink >= args.patch_size).all(1))
+    left_out = len(sets.names) - len(rows)
+    if left_out and args.rank == 0:
+        print(f"{args.data}: {left_out} of {len(sets.names)} photos are smaller than --patch-size "
+              f"{args.patch_size} and left out" + (f" (--shrink {args.shrink})"
+                                                   if args.shrink > 1 else ""))
+    if not len(rows):
+        raise ValueError(f"{args.data}: all {left_out} photos are smaller than --patch-size "
+                         f"{args.patch_size}; give larger ones, or a smaller patch")
+    return sets.subset(rows, args.shrink)
+
+
 def resolve_net(args: argparse.Namespace) -> None:
     """--net auto becomes the kind of network in --init, and args.any_size is set."""
     given = args.init not in (None, "none")
@@ -443,13 +475,16 @@ def resolve_args(
     preset = PRESETS[args.net]
     if stage_one:
         args.sampler = args.sampler or "origs_only"
+    data = args.data or ("datasets/DF2K_OST" if stage_one else "datasets/HGGT")
+    if args.sampler is None and is_flat_folder(data):
+        args.sampler = "origs_only"
     if args.sampler is None:
         raise ValueError(f"--sampler is missing; choose one of {', '.join(SAMPLERS)}")
 
     # The paper's values; a run folder is named by what differs from them
     before = args.sampler if tuning else "stage1"
     usual = {
-        "data": "datasets/DF2K_OST" if stage_one else "datasets/HGGT", "init_d": None,
+        "data": "datasets/DF2K_OST" if stage_one else "datasets/HGGT", "shrink": 1, "init_d": None,
         "iqa": ["musiq"], "tau": 10.0, "lambda_l1": 1.0, "lambda_p": 0.0 if stage_one else 1.0,
         "lambda_a": 0.0 if stage_one else 0.1, "perceptual": "vgg19",
         "batch_size": preset["batch_size"], "patch_size": 256, "lr": 2e-4 if stage_one else 1e-4,
@@ -495,9 +530,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "spandrel with RealESRGAN's settings (default: auto with --init, else swinir)")
     add("--data", help="multi-GT folder, or flat folder of HR images (default: datasets/HGGT; "
         "stage one: datasets/DF2K_OST)")
+    add("--shrink", type=integer(1, 16), default=1, metavar="N",
+        help="read the photos of a flat folder at 1/N of their sides, which hides JPEG's artefacts")
     add("--cache", metavar="DIR",
         help="decode the images once into a file in DIR and read crops from it (HGGT: 79 GB)")
-    add("--sampler", choices=SAMPLERS, help="what chooses the ground truth (paper Sec. 4.2, 5)")
+    add("--sampler", choices=SAMPLERS, help="what chooses the ground truth (paper Sec. 4.2, 5; "
+        "default of a flat folder: origs_only)")
     add("--init", help="weights to start from; none: random ones (default: what stage one wrote, "
         "runs/<net>-stage1*/net_g_ema.pt; stage one itself: random)")
     add("--init-d", help="discriminator to start from (a last.pt or a public net_d file)")
@@ -528,6 +566,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--ema-warmup", action="store_true",
         help="average over fewer steps at first: decay (1 + step) / (10 + step), at most "
         "--ema-decay; for short runs")
+    add("--val", nargs=2, metavar=("LQ", "GT"), help="folders of PNGs, a quarter of the ground "
+        "truths' size, to score the averaged network on (val.csv)")
+    add("--val-every", type=integer(1), default=5000, help="steps between validations")
+    add("--guard", type=number(0, 100), default=0.0,
+        help="with --val: stop when PSNR lies more than this many dB below the start's at two "
+        "validations in a row, and go back to the last one before; 0: never")
     add("--seed", type=SEED, default=0, help="seed of weights and draws")
     add("--bf16", action="store_true",
         help="bfloat16 in the networks and VGG19, faster on GPUs that have it; never in --iqa")

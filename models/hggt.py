@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from models.checkpoint import file_stamp, is_settled, read_text, replacing
@@ -53,7 +54,8 @@ class MultiGT:
     names: list[str]  # n
     paths: list[list[str]]  # n x K, the original first
     labels: np.ndarray | None  # (n, K) int8: +1 positive, 0 similar, -1 negative; original 0
-    sizes: np.ndarray  # (n, 2) height, width in pixels
+    sizes: np.ndarray  # (n, 2) height, width in pixels, as `read` gives them
+    shrink: int = 1  # photos of a flat folder are read at 1 / shrink of their sides
 
     @property
     def is_flat(self) -> bool:
@@ -62,11 +64,21 @@ class MultiGT:
 
     def read(self, path: str) -> np.ndarray:
         """Decode one of the images to uint8 (H, W, 3). Raises ValueError naming it."""
-        if self.is_flat:
-            from models.photos import read_srgb  # and torch, which paper/ does without
+        if not self.is_flat:
+            return read_rgb(path)
+        from models.photos import read_srgb  # and torch, which paper/ does without
 
-            return read_srgb(path)
-        return read_rgb(path)
+        image = read_srgb(path)
+        if self.shrink == 1:
+            return image
+        height, width = (side // self.shrink * self.shrink for side in image.shape[:2])
+        return np.asarray(Image.fromarray(image[:height, :width]).reduce(self.shrink))
+
+    def subset(self, rows: np.ndarray, shrink: int = 1) -> "MultiGT":
+        """The sets of these rows; of a flat folder also smaller images."""
+        return MultiGT(self.root, [self.names[i] for i in rows], [self.paths[i] for i in rows],
+                       None if self.labels is None else self.labels[rows],
+                       self.sizes[rows] // shrink, shrink)
 
 
 def vote(labels: list[str]) -> str:
@@ -118,6 +130,12 @@ def read_votes(path: str | Path, folders: list[str]) -> list[str]:
 
 
 # ---------------------------------------------------------------------------------- layouts
+
+
+def is_flat_folder(root: str | Path) -> bool:
+    """Whether a data folder is a flat one, of photos. Raises as `index_sets`."""
+    folders = _image_folders(Path(root))
+    return folders == [Path(root)] and _original_folder(folders[0]) is None
 
 
 def _original_folder(folder: Path) -> Path | None:

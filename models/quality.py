@@ -149,7 +149,8 @@ def image_digest(sets: MultiGT, folder: Path) -> str:
     files = [path for row in sets.paths for path in row]
     hashes = file_hashes(files, folder)
     refuse([f"{path}: {e.strerror}" for path, e in hashes.items() if isinstance(e, OSError)])
-    return hashlib.sha256(repr([hashes[path] for path in files]).encode()).hexdigest()[:16]
+    content = [sets.shrink, *(hashes[path] for path in files)]
+    return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
 
 
 def data_digest(sets: MultiGT, images: str) -> str:

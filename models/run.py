@@ -34,6 +34,7 @@ from models.checkpoint import (
     write_csv,
 )
 from models.distributed import Interrupt, agree, any_rank, cleanup, from_rank_zero, gather
+from models.validation import Validation
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -94,13 +95,46 @@ class TrainingRun:
 
         describe: the samples of a step on this rank, for the message about a NaN.
         """
+        if self.extra.get("stopped"):
+            return
         interrupt = Interrupt()
         self.bar = tqdm(loader, initial=self.done, total=self.args.steps, desc=self.out.name,
                         unit="it", disable=self.args.rank > 0)
         for step, batch in enumerate(self.bar, start=self.done + 1):
             yield step, batch
             self._save_or_stop(step, bool(interrupt.caught), describe)
+            if self.extra.get("stopped"):
+                break
         interrupt.restore()
+
+    def validate(self, step: int, validation: Validation, guard: float) -> None:
+        """Score the averaged network; every rank calls this, rank 0 scores.
+
+        guard: dB, see `Validation.passes`; 0: none. The scores at step 0 are the base. After two
+        validations in a row that do not pass, the run stops; `restore_good` goes back.
+        """
+        net_ema = self.state["params_ema"]
+        row = from_rank_zero(lambda: [step, *validation(net_ema)])
+        before = self.extra.get("val")
+        rows = [*(before.tolist() if before is not None else ()), row]
+        self.extra["val"] = torch.tensor(rows, dtype=torch.float64)
+        passed = [validation.passes(r[1:], rows[0][1:], guard) for r in rows]
+        if passed[-1] or not guard:
+            self.extra["good"] = {k: v.detach().cpu().clone()
+                                  for k, v in net_ema.state_dict().items()}
+        if guard and not any(passed[-2:]) and len(passed) > 1:
+            self.extra["stopped"] = step
+        if self.args.rank == 0:
+            self.log.validation(validation.columns, rows)
+            if self.extra.get("stopped"):
+                kept = max(r[0] for r, ok in zip(rows, passed, strict=True) if ok)
+                tqdm.write(f"{self.out}: stopped at step {step}, as fidelity fell; the result is "
+                           f"that of step {kept:.0f} (val.csv)")
+
+    def restore_good(self) -> None:
+        """The averaged network of the last validation that passed, if there was any."""
+        if self.extra.get("good"):
+            self.state["params_ema"].load_state_dict(self.extra["good"])
 
     def record(
         self, step: int, lr: float, losses: dict[str, Tensor], choice: Tensor,
@@ -138,7 +172,8 @@ class TrainingRun:
     def _save_or_stop(self, step: int, signalled: bool, describe: Callable[[int], str]) -> None:
         """Save now and then, at the end and on a signal; never weights that are not finite."""
         args, bad = self.args, self.watch(step, self.parts)
-        save = step % args.save_every == 0 or step == args.steps
+        save = (step % args.save_every == 0 or step == args.steps
+                or bool(self.extra.get("stopped")))
         stop, failed = any_rank(signalled, bool(bad))
         if (save or stop) and not failed:
             bad = self.watch() or self._not_finite(step)
@@ -293,6 +328,14 @@ class TrainingLog:
             for name, value in zip(self.header[1:], (lr, *values), strict=True):
                 board.add_scalar(name, value, step)
             board.flush()
+
+    def validation(self, columns: Sequence[str], rows: Sequence[Sequence[float]]) -> None:
+        """Write val.csv, all rows: the step, then the columns."""
+        write_csv(self.out / "val.csv", ["step", *columns],
+                  [[f"{row[0]:.0f}", *(f"{value:.6g}" for value in row[1:])] for row in rows])
+        if board := self._writer():
+            for name, value in zip(columns, rows[-1][1:], strict=True):
+                board.add_scalar(f"val/{name}", value, int(rows[-1][0]))
 
     def images(self, step: int, image: np.ndarray) -> None:
         """image: uint8 (H, W, 3)"""

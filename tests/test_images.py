@@ -12,6 +12,7 @@ from make_data import make_hggt, smooth_image
 from PIL import Image, ImageCms
 from scripts import run_script
 
+import train_sr
 from models import images
 from models.dataset import MultiGTDataset
 from models.hggt import check_data, index_sets, load_sets
@@ -275,3 +276,31 @@ def test_names_that_are_no_text_lose_nothing(tmp_path):
     rows, _ = read_csv(tmp_path / "sr/scores.csv")
     assert {os.fsencode(row["file"]) for row in rows} == {*names}
     assert {row["status"] for row in rows} == {"made"}
+
+
+def test_small_photos_are_left_out_and_shrunk_ones_are_means(tmp_path, monkeypatch, capsys):
+    for i, size in enumerate(((40, 48), (71, 90), (16, 200), (31, 33))):
+        write(tmp_path / "photos", f"{i}.png", data=png(smooth_image(RNG, *size)))
+    monkeypatch.chdir(tmp_path)
+    flags = ["--net", "rrdb_tiny", "--data", "photos", "--init", "none", "--perceptual",
+             "laplacian", "--steps", "1", "--num-workers", "0", "--ema-warmup"]
+
+    def load(*more):
+        args = train_sr.parse_args([*flags, *more])
+        train_sr.resolve_args(args)
+        assert args.sampler == "origs_only"  # a flat folder's default
+        return train_sr.load_data(args)
+
+    sets = load("--patch-size", "32")
+    assert sets.names == ["0", "1"] and sets.sizes.tolist() == [[40, 48], [71, 90]]
+    assert "2 of 4 photos are smaller than --patch-size 32 and left out" in capsys.readouterr().out
+    half = load("--patch-size", "32", "--shrink", "2")
+    assert half.names == ["1"] and half.sizes.tolist() == [[35, 45]]
+    whole = read_rgb(half.paths[0][0])[:70].astype(float)
+    mean = whole.reshape(35, 2, 45, 2, 3).mean((1, 3))
+    assert abs(half.read(half.paths[0][0]) - mean).max() <= 0.5
+    with pytest.raises(ValueError, match="all 4 photos are smaller than --patch-size 96; give"):
+        load("--patch-size", "96")
+    train_sr.main(train_sr.parse_args([*flags, "--patch-size", "32", "--shrink", "2",
+                                       "--cache", "cache", "--batch-size", "2", "--out", "run"]))
+    assert len(list((tmp_path / "cache").iterdir())) == 1

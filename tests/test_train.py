@@ -19,7 +19,7 @@ from torch import nn
 import finetune_lora
 import train_sr
 from models import quality
-from models.checkpoint import load_file, read_state, save_atomic
+from models.checkpoint import load_file, read_state
 from models.distributed import dead_worker_named
 from models.hggt import load_sets
 from models.iqa import FrozenMetric
@@ -29,7 +29,6 @@ from models.quality import (
     mean_standardised,
     scale_of,
 )
-from models.rrdb import RRDBNet
 from models.samplers import choose_argmax, sampling_weights
 from models.swinir import SwinIR
 from train_sr import ema_decay_at, ema_update, lr_at
@@ -713,141 +712,3 @@ def test_a_signal_while_a_message_is_reported_does_not_lose_it(tmp_path):
     result = subprocess.run([sys.executable, script], env={**os.environ, "PYTHONPATH": str(ROOT)},
                             stderr=subprocess.PIPE, text=True, timeout=60)
     assert (result.returncode, result.stderr) == (2, "report.py: no such photograph\n")
-
-
-# ------------------------------------------------------------------------ the folder of a run
-
-
-RAND = (*TINY, "--sampler", "rand", "--init", "stage1/net_g_ema.pt", "--lambda-a", 0)
-
-
-def test_samples_are_the_averaged_networks(base, monkeypatch):
-    from PIL import Image
-
-    for out, decay in (("frozen", 0.999999), ("followed", 0.0)):
-        call(train_sr, *RAND, "--steps", 4, "--lr", 0.05, "--ema-decay", decay, "--sample-every", 4,
-             "--out", out, cwd=base, monkeypatch=monkeypatch)
-    frozen, followed = (np.asarray(Image.open(base / out / "samples/000004.png")).astype(int)
-                        for out in ("frozen", "followed"))
-    sr = slice(32, 64)  # the middle column
-    assert (frozen[:, :32] == followed[:, :32]).all() and (frozen[:, 64:] == followed[:, 64:]).all()
-    assert abs(frozen[:, sr] - frozen[:, 64:]).mean() < abs(followed[:, sr]
-                                                            - followed[:, 64:]).mean()
-
-
-def test_a_short_run_is_warned_of_its_average(base, monkeypatch, capsys):
-    flags = (*RAND, "--steps", 1, "--lr", 1e-4)
-    for more, warned in (((), True), (("--ema-warmup",), False), (("--ema-decay", 0), False)):
-        out = f"warned-{'-'.join(map(str, more))}"
-        call(train_sr, *flags, *more, "--out", out, cwd=base, monkeypatch=monkeypatch)
-        assert ("warning: --steps 1 are few for --ema-decay" in capsys.readouterr().err) == warned
-
-
-def test_two_runs_in_one_folder_are_refused_and_a_killed_one_leaves_nothing(base):
-    code = ("import sys, time; sys.path.insert(0, sys.argv[1]); from models.run import open_run\n"
-            "from pathlib import Path\nopen_run(Path('locked'), {}); print('locked', flush=True)\n"
-            "time.sleep(60)")
-    holder = subprocess.Popen([sys.executable, "-c", code, str(ROOT)], cwd=base, text=True,
-                              stdout=subprocess.PIPE, env=environment())
-    assert holder.stdout.readline() == "locked\n"
-    result = run("train_sr.py", *RAND, "--steps", 1, "--out", "locked", cwd=base, ok=False)
-    assert result.returncode == 2
-    assert "locked: another run is writing to it; wait for its end, or give another --out" in (
-        result.stderr)
-    holder.kill()
-    holder.wait()
-    (base / "locked/.1a2b3c4d.99.tmp").touch()  # of the killed run's last.pt
-    run("train_sr.py", *RAND, "--steps", 1, "--out", "locked", cwd=base)
-    assert not list((base / "locked").glob("**/*.tmp"))
-
-
-def test_a_damaged_log_is_made_again_from_the_checkpoint(base, monkeypatch):
-    flags = (*RAND, "--log-every", 1, "--out", "logged")
-    call(train_sr, *flags, "--steps", 3, cwd=base, monkeypatch=monkeypatch)
-    log = base / "logged/log.csv"
-    before = log.read_bytes()
-    for damage in (b"\xff\x00" + before, before.replace(b"0.", b"9.", 1), b""):
-        log.write_bytes(damage)
-        call(train_sr, *flags, "--steps", 3, cwd=base, monkeypatch=monkeypatch)
-        assert log.read_bytes() == before
-    log.unlink()
-    call(train_sr, *flags, "--steps", 4, cwd=base, monkeypatch=monkeypatch)
-    assert log.read_bytes().startswith(before)
-
-
-@pytest.mark.parametrize("change", ["pixels", "labels"])
-def test_changed_data_of_equal_size_and_time_is_another_setting(change, base, tmp_path,
-                                                                monkeypatch):
-    """Inverted pixels, and other labels, were resumed without a word."""
-    from PIL import Image
-
-    make_hggt(tmp_path / "HGGT", n=2)
-    path = tmp_path / "HGGT/Train/images/0-4/02/img01_02.png"
-    image = np.asarray(Image.open(path))
-    Image.fromarray(image).save(path, compress_level=0)
-    flags = (*RAND, "--data", "HGGT", "--init", base / "stage1/net_g_ema.pt", "--out", "run")
-    call(train_sr, *flags, "--steps", 1, cwd=tmp_path, monkeypatch=monkeypatch)
-    call(train_sr, *flags, "--steps", 2, cwd=tmp_path, monkeypatch=monkeypatch)
-    stat = os.stat(path)
-    if change == "pixels":
-        Image.fromarray(255 - image).save(path, compress_level=0)
-        assert os.stat(path).st_size == stat.st_size
-        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    for votes in (tmp_path / "HGGT").rglob("img01.json") if change == "labels" else ():
-        stat = os.stat(votes)
-        votes.write_text(votes.read_text().replace("Positive", "Negative"))
-        os.utime(votes, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    with pytest.raises(ValueError, match="was trained with --data of sha256 .*, not of sha256"):
-        call(train_sr, *flags, "--steps", 3, cwd=tmp_path, monkeypatch=monkeypatch)
-
-
-# ------------------------------------------------------------------------ any public network
-
-
-def compact():
-    from spandrel.architectures.Compact.__arch.SRVGG import SRVGGNetCompact
-
-    return SRVGGNetCompact(num_feat=8, num_conv=3, upscale=4)
-
-
-@pytest.mark.parametrize(("build", "net", "adapted"), [
-    (compact, "other", 3),
-    (lambda: RRDBNet(num_block=1), "rrdb", 15),
-    (lambda: SwinIR(depths=(2, 2), embed_dim=60, num_heads=(6, 6),
-                    upsampler="pixelshuffledirect"), "swinir", 8),
-], ids=["Compact", "RRDB of 1 block", "SwinIR S"])
-def test_any_x4_network_is_tuned_and_loads_where_it_came_from(build, net, adapted, base, tmp_path,
-                                                              monkeypatch):
-    import spandrel
-
-    torch.manual_seed(0)
-    public = build()
-    save_atomic({"params": public.state_dict()}, tmp_path / "public.pth")
-    flags = [f for f in TINY if f not in ("--net", "swinir_tiny")]
-    call(finetune_lora, *flags, "--data", base / "HGGT", "--sampler", "rand", "--init",
-         "public.pth", "--lora-rank", 2, "--steps", 2, "--num-workers", 0, "--lr", 0.05,
-         "--ema-decay", 0, "--out", "tuned", cwd=tmp_path, monkeypatch=monkeypatch)
-    tuned = load_file(tmp_path / "tuned/net_g_ema.pt")
-    assert tuned["settings"]["net"] == net
-    assert tuned["params_ema"].keys() == public.state_dict().keys()
-    found = spandrel.ModelLoader(device="cpu").load_from_file(tmp_path / "tuned/net_g_ema.pt")
-    assert type(found.model).__name__ == type(public).__name__ and found.scale == 4
-    moved = [k for k, v in public.state_dict().items()
-             if not torch.equal(v, tuned["params_ema"][k])]
-    assert len(moved) == len(load_file(tmp_path / "tuned/lora.pt")["lora"]) // 2 == adapted
-    # Adapters on layers of your choice, and another scale
-    with pytest.raises(ValueError, match="LoRA target 'none.*' matches no linear or convolution"):
-        call(finetune_lora, *flags, "--data", base / "HGGT", "--sampler", "rand", "--init",
-             "public.pth", "--lora-targets", "none.*", "--out", "x", cwd=tmp_path,
-             monkeypatch=monkeypatch)
-
-
-def test_auto_needs_a_file_and_an_x4_network(base, tmp_path, monkeypatch):
-    state = RRDBNet(num_block=1, num_feat=8, num_grow_ch=4).state_dict()
-    state["conv_first.weight"] = torch.zeros(8, 12, 3, 3)
-    save_atomic(state, tmp_path / "x2.pth")
-    for more, message in ((("--init", "none", "--net", "auto"), "--net auto: takes the network"),
-                          (("--init", tmp_path / "x2.pth"), "of x2; only x4 is supported")):
-        with pytest.raises(ValueError, match=message):
-            call(train_sr, "--sampler", "rand", "--data", base / "HGGT", *more, cwd=tmp_path,
-                 monkeypatch=monkeypatch)

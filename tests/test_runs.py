@@ -1,0 +1,228 @@
+"""A run's folder, any public network, validation and the guard."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from make_data import make_hggt
+from PIL import Image
+from scripts import ROOT, environment
+from test_train import TINY, call, read_log, run
+
+import finetune_lora
+import train_sr
+from models.checkpoint import load_file, read_csv, read_state, save_atomic
+from models.rrdb import RRDBNet
+from models.swinir import SwinIR
+
+# ------------------------------------------------------------------------ the folder of a run
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A working folder with data, a stage-one net and a 6-step amo run."""
+    folder = tmp_path_factory.mktemp("runs")
+    make_hggt(folder / "HGGT", n=4, size=64)
+    with pytest.MonkeyPatch.context() as patch:
+        call(train_sr, *TINY, "--data", "HGGT/Train/images/0-4/original", "--lambda-p", 0,
+             "--lambda-a", 0, "--steps", 3, "--out", "stage1", cwd=folder, monkeypatch=patch)
+        call(train_sr, *TINY, "--sampler", "amo", "--init", "stage1/net_g_ema.pt", "--steps", 6,
+             "--out", "amo", cwd=folder, monkeypatch=patch)
+    return folder
+
+
+RAND = (*TINY, "--sampler", "rand", "--init", "stage1/net_g_ema.pt", "--lambda-a", 0)
+
+
+def test_samples_are_the_averaged_networks(base, monkeypatch):
+    for out, decay in (("frozen", 0.999999), ("followed", 0.0)):
+        call(train_sr, *RAND, "--steps", 4, "--lr", 0.05, "--ema-decay", decay, "--sample-every", 4,
+             "--out", out, cwd=base, monkeypatch=monkeypatch)
+    frozen, followed = (np.asarray(Image.open(base / out / "samples/000004.png")).astype(int)
+                        for out in ("frozen", "followed"))
+    sr = slice(32, 64)  # the middle column
+    assert (frozen[:, :32] == followed[:, :32]).all() and (frozen[:, 64:] == followed[:, 64:]).all()
+    assert abs(frozen[:, sr] - frozen[:, 64:]).mean() < abs(followed[:, sr]
+                                                            - followed[:, 64:]).mean()
+
+
+def test_a_short_run_is_warned_of_its_average(base, monkeypatch, capsys):
+    flags = (*RAND, "--steps", 1, "--lr", 1e-4)
+    for more, warned in (((), True), (("--ema-warmup",), False), (("--ema-decay", 0), False)):
+        out = f"warned-{'-'.join(map(str, more))}"
+        call(train_sr, *flags, *more, "--out", out, cwd=base, monkeypatch=monkeypatch)
+        assert ("warning: --steps 1 are few for --ema-decay" in capsys.readouterr().err) == warned
+
+
+def test_two_runs_in_one_folder_are_refused_and_a_killed_one_leaves_nothing(base):
+    code = ("import sys, time; sys.path.insert(0, sys.argv[1]); from models.run import open_run\n"
+            "from pathlib import Path\nopen_run(Path('locked'), {}); print('locked', flush=True)\n"
+            "time.sleep(60)")
+    holder = subprocess.Popen([sys.executable, "-c", code, str(ROOT)], cwd=base, text=True,
+                              stdout=subprocess.PIPE, env=environment())
+    assert holder.stdout.readline() == "locked\n"
+    result = run("train_sr.py", *RAND, "--steps", 1, "--out", "locked", cwd=base, ok=False)
+    assert result.returncode == 2
+    assert "locked: another run is writing to it; wait for its end, or give another --out" in (
+        result.stderr)
+    holder.kill()
+    holder.wait()
+    (base / "locked/.1a2b3c4d.99.tmp").touch()  # of the killed run's last.pt
+    run("train_sr.py", *RAND, "--steps", 1, "--out", "locked", cwd=base)
+    assert not list((base / "locked").glob("**/*.tmp"))
+
+
+def test_a_damaged_log_is_made_again_from_the_checkpoint(base, monkeypatch):
+    flags = (*RAND, "--log-every", 1, "--out", "logged")
+    call(train_sr, *flags, "--steps", 3, cwd=base, monkeypatch=monkeypatch)
+    log = base / "logged/log.csv"
+    before = log.read_bytes()
+    for damage in (b"\xff\x00" + before, before.replace(b"0.", b"9.", 1), b""):
+        log.write_bytes(damage)
+        call(train_sr, *flags, "--steps", 3, cwd=base, monkeypatch=monkeypatch)
+        assert log.read_bytes() == before
+    log.unlink()
+    call(train_sr, *flags, "--steps", 4, cwd=base, monkeypatch=monkeypatch)
+    assert log.read_bytes().startswith(before)
+
+
+@pytest.mark.parametrize("change", ["pixels", "labels"])
+def test_changed_data_of_equal_size_and_time_is_another_setting(change, base, tmp_path,
+                                                                monkeypatch):
+    """Inverted pixels, and other labels, were resumed without a word."""
+    make_hggt(tmp_path / "HGGT", n=2)
+    path = tmp_path / "HGGT/Train/images/0-4/02/img01_02.png"
+    image = np.asarray(Image.open(path))
+    Image.fromarray(image).save(path, compress_level=0)
+    flags = (*RAND, "--data", "HGGT", "--init", base / "stage1/net_g_ema.pt", "--out", "run")
+    call(train_sr, *flags, "--steps", 1, cwd=tmp_path, monkeypatch=monkeypatch)
+    call(train_sr, *flags, "--steps", 2, cwd=tmp_path, monkeypatch=monkeypatch)
+    stat = os.stat(path)
+    if change == "pixels":
+        Image.fromarray(255 - image).save(path, compress_level=0)
+        assert os.stat(path).st_size == stat.st_size
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    for votes in (tmp_path / "HGGT").rglob("img01.json") if change == "labels" else ():
+        stat = os.stat(votes)
+        votes.write_text(votes.read_text().replace("Positive", "Negative"))
+        os.utime(votes, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    with pytest.raises(ValueError, match="was trained with --data of sha256 .*, not of sha256"):
+        call(train_sr, *flags, "--steps", 3, cwd=tmp_path, monkeypatch=monkeypatch)
+
+
+# ------------------------------------------------------------------------ any public network
+
+
+def compact():
+    from spandrel.architectures.Compact.__arch.SRVGG import SRVGGNetCompact
+
+    return SRVGGNetCompact(num_feat=8, num_conv=3, upscale=4)
+
+
+@pytest.mark.parametrize(("build", "net", "adapted"), [
+    (compact, "other", 3),
+    (lambda: RRDBNet(num_block=1), "rrdb", 15),
+    (lambda: SwinIR(depths=(2, 2), embed_dim=60, num_heads=(6, 6),
+                    upsampler="pixelshuffledirect"), "swinir", 8),
+], ids=["Compact", "RRDB of 1 block", "SwinIR S"])
+def test_any_x4_network_is_tuned_and_loads_where_it_came_from(build, net, adapted, base, tmp_path,
+                                                              monkeypatch):
+    import spandrel
+
+    torch.manual_seed(0)
+    public = build()
+    save_atomic({"params": public.state_dict()}, tmp_path / "public.pth")
+    flags = [f for f in TINY if f not in ("--net", "swinir_tiny")]
+    call(finetune_lora, *flags, "--data", base / "HGGT", "--sampler", "rand", "--init",
+         "public.pth", "--lora-rank", 2, "--steps", 2, "--num-workers", 0, "--lr", 0.05,
+         "--ema-decay", 0, "--out", "tuned", cwd=tmp_path, monkeypatch=monkeypatch)
+    tuned = load_file(tmp_path / "tuned/net_g_ema.pt")
+    assert tuned["settings"]["net"] == net
+    assert tuned["params_ema"].keys() == public.state_dict().keys()
+    found = spandrel.ModelLoader(device="cpu").load_from_file(tmp_path / "tuned/net_g_ema.pt")
+    assert type(found.model).__name__ == type(public).__name__ and found.scale == 4
+    moved = [k for k, v in public.state_dict().items()
+             if not torch.equal(v, tuned["params_ema"][k])]
+    assert len(moved) == len(load_file(tmp_path / "tuned/lora.pt")["lora"]) // 2 == adapted
+    # Adapters on layers of your choice, and another scale
+    with pytest.raises(ValueError, match="LoRA target 'none.*' matches no linear or convolution"):
+        call(finetune_lora, *flags, "--data", base / "HGGT", "--sampler", "rand", "--init",
+             "public.pth", "--lora-targets", "none.*", "--out", "x", cwd=tmp_path,
+             monkeypatch=monkeypatch)
+
+
+def test_auto_needs_a_file_and_an_x4_network(base, tmp_path, monkeypatch):
+    state = RRDBNet(num_block=1, num_feat=8, num_grow_ch=4).state_dict()
+    state["conv_first.weight"] = torch.zeros(8, 12, 3, 3)
+    save_atomic(state, tmp_path / "x2.pth")
+    for more, message in ((("--init", "none", "--net", "auto"), "--net auto: takes the network"),
+                          (("--init", tmp_path / "x2.pth"), "of x2; only x4 is supported")):
+        with pytest.raises(ValueError, match=message):
+            call(train_sr, "--sampler", "rand", "--data", base / "HGGT", *more, cwd=tmp_path,
+                 monkeypatch=monkeypatch)
+
+
+# ------------------------------------------------------------------------ validation
+
+
+@pytest.fixture(scope="module")
+def pairs(base):
+    (base / "val/lq").mkdir(parents=True)
+    (base / "val/gt").mkdir()
+    for path in (base / "HGGT/Train/images/0-4/original").glob("*.png"):
+        shutil.copy(path, base / "val/gt")
+        small = Image.open(path).resize((16, 16), Image.Resampling.BICUBIC)
+        small.save(base / "val/lq" / path.name)
+    return ("--val", "val/lq", "val/gt", "--val-every", 2)
+
+
+def test_validation_scores_the_averaged_network_as_the_tables_do(base, pairs, monkeypatch):
+    call(train_sr, *RAND, *pairs, "--steps", 5, "--out", "valid", cwd=base,
+         monkeypatch=monkeypatch)
+    rows = read_log(base / "valid/val.csv")
+    assert [row["step"] for row in rows] == ["0", "2", "4", "5"] and list(rows[0])[1:] == [
+        "psnr", "ssim"]  # without Q, which rand does not use
+    run("evaluate.py", "--models", "A=valid/net_g_ema.pt", "--gt", "val/gt", "--lq",
+        "val/lq", "--metrics", "psnr", "ssim", "--out", "valid/t.csv", cwd=base)
+    (table,), _ = read_csv(base / "valid/t.csv")
+    for column in ("psnr", "ssim"):
+        assert float(rows[-1][column]) == pytest.approx(float(table[column]), abs=1e-4)
+    call(train_sr, *RAND, "--steps", 5, "--out", "plain5", cwd=base, monkeypatch=monkeypatch)
+    assert (base / "valid/log.csv").read_bytes() == (base / "plain5/log.csv").read_bytes()
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_the_guard_goes_back_to_the_last_step_of_equal_fidelity(base, pairs, processes):
+    flags = (*TINY, "--sampler", "rand", "--init", "amo/net_g_ema.pt", "--lora-rank", 4, "--lr",
+             0.02, "--lambda-q", 5, "--ema-decay", 0, "--steps", 40, "--save-every", 4, *pairs,
+             "--guard", 0.01)
+    out = base / f"guarded{processes}"
+    result = run("finetune_lora.py", *flags, "--out", out.name, cwd=base, processes=processes)
+    rows = [{k: float(v) for k, v in row.items()} for row in read_log(out / "val.csv")]
+    passed = [row["psnr"] >= rows[0]["psnr"] - 0.01 for row in rows]
+    assert passed[0] and not passed[-1] and not passed[-2] and passed[-3] and len(rows) < 21
+    kept = int(rows[-3]["step"])
+    assert (f"stopped at step {rows[-1]['step']:.0f}, as fidelity fell; the result is that of step "
+            f"{kept}" in result.stderr + result.stdout)
+    # The result is the network of that step, and a rerun goes no further
+    short = [*flags[:-2], "--guard", 0]
+    short[short.index("--steps") + 1] = kept or 1
+    before = (out / "net_g_ema.pt").read_bytes(), (out / "val.csv").read_bytes()
+    if kept:
+        run("finetune_lora.py", *short, "--out", f"short{processes}", cwd=base,
+            processes=processes)
+        a, b = (read_state(f / "net_g_ema.pt") for f in (out, base / f"short{processes}"))
+        assert all(torch.equal(a[k], b[k]) for k in a)
+    run("finetune_lora.py", *flags, "--out", out.name, cwd=base, processes=processes)
+    assert before == ((out / "net_g_ema.pt").read_bytes(), (out / "val.csv").read_bytes())
+
+
+def test_bad_validation_data_are_refused_at_the_start(base, pairs, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="no such LQ image"):
+        call(train_sr, *RAND, "--val", tmp_path, "val/gt", "--steps", 1, "--out", "badval",
+             cwd=base, monkeypatch=monkeypatch)
+    assert not (base / "badval/last.pt").exists()
