@@ -4,6 +4,8 @@
 #
 #   bash run_all.sh                              the demo: minutes on two CPU cores
 #   bash run_all.sh demo --net rrdb --seeds 1 2  the demo with other settings (demo/run.py)
+#   bash run_all.sh photos [DIR]                 tune RealESRGAN on photos (tools/tune.py): yours,
+#       or demo/photos; Q=demo.photo_quality:q PERCEPTUAL=laplacian where MUSIQ and VGG19 are absent
 #   bash run_all.sh paper                        the paper: 1,764 GPU hours of training (A100)
 #   DRY=1 bash run_all.sh paper                  print the commands, to copy, and stop
 #   ONLY='SwinIR-AMO*' bash run_all.sh paper     only the steps that match a shell pattern: rows,
@@ -31,6 +33,7 @@ python() { "$PYTHON" "$@"; }
 torchrun() { "$PYTHON" -m torch.distributed.run "$@"; }
 case ${1:-demo} in
   demo) exec "$PYTHON" -m demo.run "${@:2}" ;;
+  photos) exec "$PYTHON" -m tools.tune "${2-demo/photos}" "${@:3}" ;;
   paper) [ $# = 1 ] || refuse "paper $2: unknown; set variables, see the head of this file" ;;
   *) refuse "unknown command $1; see the head of this file" ;;
 esac

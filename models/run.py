@@ -8,9 +8,14 @@
 
 import argparse
 import contextlib
+import json
 import os
+import platform
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -88,6 +93,7 @@ class TrainingRun:
                 print(f"resuming {self.out} at step {self.done}")
             rows = [row for row in (saved["log"].tolist() if saved else ())
                     if row[0] % args.log_every == 0]  # else a longer run continues its interval
+            write_config(self.out, args, settings)
             self.log = TrainingLog(self.out, ["step", "lr", *columns], rows, self.done)
 
     def steps(self, loader: Iterable, describe: Callable[[int], str]) -> Iterator[tuple[int, dict]]:
@@ -248,6 +254,22 @@ def open_run(out: Path, settings: dict) -> dict | None:
     for abandoned in [*out.glob(".*.tmp"), *out.glob("samples/.*.tmp")]:  # of a killed run
         abandoned.unlink()
     return load_last(out, settings)
+
+
+def write_config(out: Path, args: argparse.Namespace, settings: dict) -> None:
+    """config.json: command, flags, what decides the result, versions and commit."""
+    root = Path(__file__).resolve().parent.parent
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=root, text=True,
+                            capture_output=True) if shutil.which("git") else None
+    record = {
+        "command": " ".join(sys.argv), "flags": {k: str(v) for k, v in vars(args).items()},
+        "settings": {k: str(v) for k, v in settings.items()},
+        "commit": commit.stdout.strip() if commit and not commit.returncode else None,
+        "packages": {"python": platform.python_version()}
+        | {name: version(name) for name in ("torch", "numpy", "pillow")},
+    }  # fmt: skip
+    with replacing(out / "config.json") as temporary:
+        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def load_last(out: Path, settings: dict) -> dict | None:

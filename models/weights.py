@@ -110,7 +110,7 @@ def vgg19_state() -> dict[str, Tensor]:
     path = Path(torch.hub.get_dir(), "checkpoints", os.path.basename(VGG19_URL))
     if not path.is_file():
         try:
-            _download(VGG19_URL, path)
+            download(VGG19_URL, path, path.stem.split("-")[1])
         except (OSError, RuntimeError) as error:  # RuntimeError: another SHA-256
             raise FileNotFoundError(
                 f"no VGG19 weights: {path} is missing and cannot be downloaded ({error}); on a "
@@ -120,7 +120,9 @@ def vgg19_state() -> dict[str, Tensor]:
     return load_file(path)
 
 
-def _download(url: str, path: Path) -> None:
+def download(url: str, path: Path, hash_prefix: str) -> None:
+    """Download a file whose SHA-256 begins so ("": unchecked). OSError where it cannot be,
+    RuntimeError for another SHA-256."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -128,7 +130,7 @@ def _download(url: str, path: Path) -> None:
     # torch.hub has no time limit, and a cluster without a network may drop packets: ask first
     urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=5).close()
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.split("-")[1])
+    torch.hub.download_url_to_file(url, str(path), hash_prefix=hash_prefix or None)
 
 
 def prefetch(name: str) -> None:

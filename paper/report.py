@@ -33,11 +33,12 @@ from paper.page import fill
 
 GOLD = "Gold Standard"
 LOWER_BETTER = ("lpips", "lpips_st", "dists")
+SCORES = ("table5_per_image.csv", "photos_per_image.csv")  # evaluate.py's, tools/tune.py's
 MAX_PIXELS = 40e6  # of all images by default; 1.5 to 2 bytes of the page per pixel
 # In the order of the page; other files of the folder are not on it
-TABLES = ("table5.csv", "table[78].csv", "orderings.csv", "seeds_*.csv", "table[12346].csv",
-          "structured_noise.csv", "user_study*.csv", "comparison.csv")
-PLOTS = ("perception_distortion.png", "tradeoff.png", "crops*.png", "figure[2-8].png")
+TABLES = ("table5.csv", "photos.csv", "table[78].csv", "orderings.csv", "seeds_*.csv",
+          "table[12346].csv", "structured_noise.csv", "user_study*.csv", "comparison.csv")
+PLOTS = ("strip.png", "perception_distortion.png", "tradeoff.png", "crops*.png", "figure[2-8].png")
 
 
 # ------------------------------------------------------------------------- tables and plots
@@ -193,7 +194,8 @@ def gather_images(args: argparse.Namespace) -> tuple[dict, list[str]]:
     scores: rows x metrics, text of the CSV}], sources, rows, metrics, lower (better), files (URLs).
     """
     # Inputs
-    scores = read_scores(args.results / "table5_per_image.csv")
+    files_of_scores = [args.results / name for name in SCORES if (args.results / name).is_file()]
+    scores = read_scores(files_of_scores[0] if files_of_scores else args.results / SCORES[0])
     for flag, folder in (("--sr", args.sr), ("--gt", args.gt), ("--lq", args.lq)):
         if not folder.is_dir():
             raise FileNotFoundError(f"{flag} {folder}: no such folder")

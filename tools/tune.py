@@ -1,0 +1,370 @@
+"""Tune a public x4 network on your own photos, in one command (paper Sec. 4.3, Eq. 5).
+
+    bash run_all.sh photos                         # the photos in demo/photos
+    bash run_all.sh photos DIR                     # yours, twelve or more
+    Q=demo.photo_quality:q PERCEPTUAL=laplacian bash run_all.sh photos   # without MUSIQ and VGG19
+    COMPARE=1 bash run_all.sh photos DIR           # full fine-tuning and lambda_Q = 0 as well
+    python -m tools.tune DIR --init FILE --steps 500 --out DIR2          # all settings by hand
+
+In:  a folder of PNG, JPEG, WebP, TIFF; --init, an x4 network (default: RealESRGAN_x4plus, which is
+     downloaded). No second ground truth and no labels are needed.
+Out: --out (default results/photos): tuned.pth, tuned.safetensors, lora.pt, config.json, card.md;
+     photos.csv, photos_per_image.csv, val.csv, strip.png, report.html. Runs and data are in
+     runs/photos. Rerun the same command to resume.
+
+The photos are split by their content's hash: a fifth, four at least, to test, as many to validate,
+the rest to train. Test photos are read once, for the last table. Q is what the reward raises, so it
+judges nothing: the guard is fidelity on the validation photos (models/validation.py), and it also
+chooses the adapters' scale, the largest of 0.5, 1 and 1.5 that passes.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from models.checkpoint import one_line, read_csv, replacing, sha256, write_csv
+from models.degradations import degrade_patch
+from models.distributed import clean_exit
+from models.export import write_weights
+from models.flags import integer, new_parser, number
+from models.images import PHOTOS, count_kinds, list_images, read_rgb
+from models.metrics import load_metrics, to_8bit
+from models.photos import photo_size, read_srgb
+from models.rrdb import RRDBNet
+from models.swinir import SwinIR
+from models.validation import FIDELITY, Validation
+from models.weights import load_net, vgg19_state
+from tools.prefetch import fetch_network
+from tools.upscale import apply_lora, bicubic
+
+ROOT = Path(__file__).resolve().parent.parent
+CROP = 256  # pixels of the crops of test and validation
+SCALES = (0.5, 1.0, 1.5)  # of the adapters, besides 0
+DEGRADATIONS = {SwinIR: "one_round", RRDBNet: "two_round"}
+STAND_IN = "Q=demo.photo_quality:q PERCEPTUAL=laplacian bash run_all.sh photos"
+# At CPU speed the run is short, with a larger learning rate. ASSUMED: chosen on a prototype with
+# the stand-in for Q, on other photos; the paper's are 20,000 steps at 5e-5.
+CPU = {"steps": 120, "batch_size": 2, "patch_size": 128, "lr": 1e-4, "ema_decay": 0.8, "every": 20}
+GPU = {"steps": 2000, "batch_size": 16, "patch_size": 256, "lr": 5e-5, "ema_decay": 0.99,
+       "every": 200}  # fmt: skip
+
+
+# ------------------------------------------------------------------------- the photos
+
+
+def split_photos(files: Iterable[Path]) -> dict[str, list[Path]]:
+    """{"test", "val", "train": files}, by the hash of their content; equal files count once.
+
+    A fifth each, four at least, to test and to validate. Raises ValueError for fewer than twelve.
+    """
+    by_hash = dict(sorted((sha256(file), file) for file in files))
+    ordered, n = list(by_hash.values()), max(4, len(by_hash) // 5)
+    if len(ordered) < 12:
+        raise ValueError(f"{len(ordered)} different photos that can be used; at least 12 are "
+                         "needed: 4 to test, 4 to validate, 4 to train")
+    return {"test": ordered[:n], "val": ordered[n : 2 * n], "train": ordered[2 * n :]}
+
+
+def usable_photos(folder: Path, patch_size: int) -> list[Path]:
+    """The photos that are large enough; lines tell of the others. ValueError names broken ones."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder of photos")
+    files, others = list_images(folder, PHOTOS)
+    sizes = {file: photo_size(file) for file in files}
+    side = max(CROP, patch_size)
+    large = [file for file in files if min(sizes[file]) >= side]
+    print(f"{folder}: {count_kinds(files) or 'no photos'}"
+          + (f"; not used: {count_kinds(others)}" if others else "")
+          + (f"; {len(files) - len(large)} smaller than {side} pixels, left out"
+             if len(large) < len(files) else ""), flush=True)
+    return large
+
+
+def detailed_corners(image: np.ndarray, count: int = 2) -> list[tuple[int, int]]:
+    """(top, left) of the `count` crops with most detail that do not overlap, multiples of 4."""
+    luma = image.astype(np.float64) @ (0.299, 0.587, 0.114)
+    edges = np.abs(np.diff(luma, axis=0, append=luma[-1:])) + np.abs(
+        np.diff(luma, axis=1, append=luma[:, -1:]))
+    total = np.pad(edges.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    tops, lefts = (np.arange(0, side - CROP + 1, 32) for side in image.shape[:2])
+    found = [(total[t + CROP, x + CROP] - total[t, x + CROP] - total[t + CROP, x] + total[t, x],
+              int(t), int(x)) for t in tops for x in lefts]
+    corners: list[tuple[int, int]] = []
+    for _, top, left in sorted(found, reverse=True):
+        if len(corners) < count and all(abs(top - t) >= CROP or abs(left - x) >= CROP
+                                        for t, x in corners):
+            corners.append((top, left))
+    return corners
+
+
+def write_crops(files: list[Path], folder: Path, degradation: str) -> None:
+    """gt/NAME.png and lq/NAME.png of each photo's crops; what is there is kept."""
+    for number_, file in enumerate(tqdm(files, folder.name, unit="photo")):
+        image = None
+        for i in range(2):
+            names = [folder / kind / f"{file.stem}_{i}.png" for kind in ("gt", "lq")]
+            if all(name.is_file() for name in names):
+                continue
+            image = read_srgb(file) if image is None else image
+            corners = detailed_corners(image)
+            if i < len(corners):
+                top, left = corners[i]
+                rng = np.random.default_rng((number_, i))
+                lq = degrade_patch(image, top, left, CROP, rng, degradation)
+                crop = image[top : top + CROP, left : left + CROP]
+                for name, pixels in zip(names, (crop, lq), strict=True):
+                    with replacing(name) as temporary:
+                        Image.fromarray(np.ascontiguousarray(pixels)).save(temporary, "PNG")
+
+
+def make_data(parts: dict[str, list[Path]], work: Path, degradation: str) -> None:
+    """work/train with the photos, work/val and work/test with crops."""
+    listing = {name: [f"{file.name} {sha256(file)}" for file in part]
+               for name, part in parts.items()} | {"degradation": degradation}
+    record = work / "split.json"
+    if record.is_file() and json.loads(record.read_text()) != listing:
+        raise ValueError(f"{work}: made of other photos; delete it, or give another --work")
+    (work / "train").mkdir(parents=True, exist_ok=True)
+    for file in parts["train"]:
+        if not (work / "train" / file.name).is_file():
+            with replacing(work / "train" / file.name) as temporary:
+                shutil.copyfile(file, temporary)
+    for part in ("val", "test"):
+        write_crops(parts[part], work / part, degradation)
+    with replacing(record) as temporary:
+        temporary.write_text(json.dumps(listing, indent=1))
+
+
+# ------------------------------------------------------------------------- tuning
+
+
+def tune(args: argparse.Namespace, out: Path, *flags: str) -> None:
+    """Fine-tune into `out`, unless it is finished. ValueError if it fails."""
+    if (out / "net_g_ema.pt").is_file():
+        print(f"{out}: finished")
+        return
+    val = [str(args.work / "val" / kind) for kind in ("lq", "gt")]
+    command = [
+        sys.executable, "finetune_lora.py", "--data", str(args.work / "train"), "--init",
+        str(args.init), "--sampler", "origs_only", "--iqa", args.q, "--perceptual", args.perceptual,
+        "--steps", args.steps, "--batch-size", args.batch_size, "--patch-size", args.patch_size,
+        "--lr", args.lr, "--milestones", args.steps, "--lambda-q", args.lambda_q, "--ema-decay",
+        args.ema_decay, "--val", *val, "--val-every", args.every, "--guard", args.guard,
+        "--log-every", 10, "--save-every", args.every, "--sample-every", args.every, "--cache",
+        str(args.work / "cache"), "--seed", args.seed, "--out", str(out), *flags,
+    ]
+    print(shlex.join(map(str, command[1:])), flush=True)
+    if subprocess.run([str(word) for word in command], cwd=ROOT).returncode or not (
+            out / "net_g_ema.pt").is_file():
+        raise ValueError(f"{out}: the fine-tuning did not finish, see above; rerun the same "
+                         "command to resume")
+
+
+def choose_scale(args: argparse.Namespace, nets: Callable[[float], nn.Module], device: torch.device
+                 ) -> tuple[float, list[str]]:
+    """The largest scale of the adapters that passes the guard, and a line for each scale."""
+    validation = Validation(str(args.work / "val/lq"), str(args.work / "val/gt"), None, device)
+    base, chosen, lines = validation(nets(0.0)), 0.0, []
+    for scale in SCALES:
+        scores = validation(nets(scale))
+        passed = not args.guard or validation.passes(scores, base, args.guard)
+        chosen = scale if passed else chosen
+        lines.append(f"scale {scale:g}: PSNR {scores[0]:.2f} dB, base {base[0]:.2f}; "
+                     + ("passes" if passed else "does not pass"))
+    return chosen, lines
+
+
+# ------------------------------------------------------------------------- the table
+
+
+def score_rows(args: argparse.Namespace, rows: dict[str, Callable[[Tensor], Tensor]],
+               device: torch.device) -> tuple[list[str], dict[str, list[list[float]]]]:
+    """Columns, and {row: scores of each test crop}; the SR images go to work/sr/ROW/NAME.png."""
+    specs = FIDELITY | {"q": args.q, "piqe": "piqe"}
+    metrics, unavailable, problems = load_metrics(specs, device)
+    if problems:
+        raise ValueError("\n".join(problems))
+    for column, reason in unavailable.items():
+        print(f"column {column} is skipped: {reason}", file=sys.stderr)
+    files = sorted((args.work / "test/lq").glob("*.png"))
+    table: dict[str, list[list[float]]] = {}
+    for row, enlarge in rows.items():
+        table[row] = []
+        for file in tqdm(files, row, unit="crop"):
+            lq, gt = (torch.from_numpy(read_rgb(f).copy()).permute(2, 0, 1)[None].to(device) / 255
+                      for f in (file, args.work / "test/gt" / file.name))
+            with torch.no_grad():
+                sr = to_8bit(enlarge(lq).float())
+            target = args.work / "sr" / row / file.name
+            with replacing(target) as temporary:
+                Image.fromarray(sr[0].byte().permute(1, 2, 0).cpu().numpy()).save(temporary, "PNG")
+            sr = sr.float() / 255
+            table[row].append([
+                (metric(sr, gt) if kind == "fr" else metric(sr)).item()
+                for kind, metric in metrics.values()])
+    return list(metrics), table
+
+
+def write_table(args: argparse.Namespace, columns: list[str],
+                table: dict[str, list[list[float]]], notes: list[str]) -> None:
+    names = [file.stem for file in sorted((args.work / "test/lq").glob("*.png"))]
+    means = {row: np.mean(scores, 0) for row, scores in table.items()}
+    write_csv(args.out / "photos.csv", ["model", *columns],
+              [[row, *(f"{value:.4f}" for value in mean)] for row, mean in means.items()], notes)
+    write_csv(args.out / "photos_per_image.csv", ["model", "image", *columns],
+              [[row, name, *(f"{v:.6f}" for v in scores)] for row, crops in table.items()
+               for name, scores in zip(names, crops, strict=True)], notes)
+    print("\n" + "  ".join([f"{'model':<12}", *(f"{column:>8}" for column in columns)]))
+    for row, mean in means.items():
+        print("  ".join([f"{row:<12}", *(f"{value:8.3f}" for value in mean)]))
+
+
+def write_strip(args: argparse.Namespace, rows: list[str]) -> None:
+    """strip.png: a crop of the first test photo as LQ, in each row, and as photographed."""
+    from paper.draw import Cell, draw_grid, save
+
+    name = min((args.work / "test/lq").glob("*.png"), key=lambda f: f.name).name
+    lq = read_rgb(args.work / "test/lq" / name).repeat(4, 0).repeat(4, 1)
+    cells = [Cell(lq, "LQ")]
+    cells += [Cell(read_rgb(args.work / "sr" / row / name), row) for row in rows]
+    cells.append(Cell(read_rgb(args.work / "test/gt" / name), "photo"))
+    save(draw_grid([cells], [""]), args.out / "strip.png", "")
+
+
+def write_card(args: argparse.Namespace, facts: dict[str, str]) -> None:
+    text = Path(__file__).with_name("model_card.md").read_text(encoding="utf-8")
+    with replacing(args.out / "card.md") as temporary:
+        temporary.write_text(text.format(**facts), encoding="utf-8")
+
+
+# ------------------------------------------------------------------------- main
+
+
+def check_metrics(args: argparse.Namespace, device: torch.device) -> None:
+    """Refuse, before anything takes long, what the fine-tuning would lack."""
+    _, unavailable, problems = load_metrics({"q": args.q}, device)
+    problems += unavailable.values()
+    if args.perceptual == "vgg19":
+        try:
+            vgg19_state()
+        except (OSError, ValueError) as error:
+            problems.append(one_line(error))
+    if problems:
+        raise ValueError("\n".join([*problems, f"or go on without them: {STAND_IN}"]))
+
+
+def main(args: argparse.Namespace) -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    for key, value in (GPU if device.type == "cuda" else CPU).items():
+        if getattr(args, key) is None:
+            setattr(args, key, value)
+    if args.lambda_q is None:  # ASSUMED: Eq. 5's for MUSIQ; the stand-in's gradient is larger
+        args.lambda_q = 0.05 if args.q == "musiq" else 0.003
+
+    # Inputs: all are checked before anything is written
+    photos = usable_photos(args.photos, args.patch_size)
+    parts = split_photos(photos)
+    args.init = args.init or fetch_network("realesrgan_x4plus")
+    kind = type(load_net(args.init))
+    check_metrics(args, device)
+    print(f"{len(parts['train'])} photos to train, {len(parts['val'])} to validate, "
+          f"{len(parts['test'])} to test; {kind.__name__} of {args.init}", flush=True)
+    args.out.mkdir(parents=True, exist_ok=True)
+    make_data(parts, args.work, DEGRADATIONS.get(kind, "two_round"))
+
+    # Fine-tuning, and with --compare what it is compared with
+    lora = args.work / "lora"
+    tune(args, lora)
+    if args.compare:
+        tune(args, args.work / "full", "--full", "--lr", str(args.lr / 10))
+        tune(args, args.work / "no-reward", "--lambda-q", "0")
+
+    def at(scale: float) -> nn.Module:
+        net = load_net(args.init)
+        return apply_lora(net, str(lora / "lora.pt"), str(args.init), scale).to(device)
+
+    chosen, lines = choose_scale(args, at, device)
+    print("\n".join([*lines, f"chosen: scale {chosen:g}"]))
+
+    # The test photos, read once
+    rows: dict[str, Callable[[Tensor], Tensor]] = {"bicubic": bicubic, "base": at(0.0)}
+    rows |= {f"tuned x{scale:g}": at(scale) for scale in SCALES}
+    for name in ("full", "no-reward") if args.compare else ():
+        rows[name] = load_net(args.work / name / "net_g_ema.pt").to(device)
+    columns, table = score_rows(args, rows, device)
+    val, _ = read_csv(lora / "val.csv")
+    notes = [
+        f"{args.photos}: {len(parts['test'])} test photos, two crops of {CROP} pixels each, "
+        f"degraded as {DEGRADATIONS.get(kind, 'two_round')}; RGB, 8 bit, 4-pixel border cropped "
+        "for full reference",
+        f"base: {Path(args.init).name} sha256 {sha256(args.init)[:12]}; tuned xS: its adapters "
+        f"times S; Q: {args.q}, which the reward raises, so it judges nothing",
+        f"{val[-1]['step']} steps, lr {args.lr:g}, lambda_Q {args.lambda_q:g}, seed {args.seed}; "
+        f"guard {args.guard:g} dB; chosen: scale {chosen:g}", *lines,
+    ]
+    write_table(args, columns, table, notes)
+
+    # What other programs load, and what people look at
+    tuned = at(chosen).cpu()
+    for name in ("tuned.pth", "tuned.safetensors"):
+        write_weights(tuned, args.out / name)
+    for name in ("lora.pt", "config.json", "val.csv"):
+        shutil.copyfile(lora / name, args.out / name)
+    best = f"tuned x{chosen:g}" if chosen else "base"
+    write_strip(args, list(dict.fromkeys(["bicubic", "base", best])))
+    write_card(args, {
+        "base": Path(args.init).name, "q": args.q, "scale": f"{chosen:g}", "steps": val[-1]["step"],
+        "photos": str(len(parts["train"])), "table": "\n".join(
+            f"| {row} | " + " | ".join(f"{v:.3f}" for v in np.mean(s, 0)) + " |"
+            for row, s in table.items()),
+        "columns": " | ".join(columns), "line": "|".join(["---"] * (len(columns) + 1)),
+        "licence": "PyTorch Toolbox for Image Quality Assessment (pyiqa): PolyForm Noncommercial"
+        if ":" not in args.q else f"that of {args.q} and of its training data",
+        "choice": "\n".join(f"- {line}" for line in lines)})
+    report = [sys.executable, "-m", "paper.report", "--results", args.out, "--sr",
+              args.work / "sr", "--gt", args.work / "test/gt", "--lq", args.work / "test/lq"]
+    subprocess.run([str(word) for word in report], cwd=ROOT, check=True)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = new_parser(__doc__, "python -m tools.tune")
+    add = parser.add_argument
+    add("photos", type=Path, metavar="DIR", help="photos: PNG, JPEG, WebP, TIFF")
+    add("--init", metavar="FILE", help="x4 network to start from (default: RealESRGAN_x4plus)")
+    add("--out", type=Path, default=Path("results/photos"), metavar="DIR", help="for the results")
+    add("--work", type=Path, default=Path("runs/photos"), metavar="DIR", help="for data and runs")
+    add("--q", default=os.environ.get("Q", "musiq"), metavar="NAME[@FILE]",
+        help="quality model to raise (default: Q=, else musiq)")
+    add("--perceptual", choices=("vgg19", "laplacian"),
+        default=os.environ.get("PERCEPTUAL", "vgg19"),
+        help="perceptual loss (default: PERCEPTUAL=, else vgg19)")
+    add("--compare", action="store_true", default=bool(os.environ.get("COMPARE")),
+        help="full fine-tuning and lambda_Q = 0 as well (also COMPARE=1)")
+    add("--steps", type=integer(1), help="optimiser steps (default: 2,000; on a CPU 120)")
+    add("--batch-size", type=integer(1), help="samples per step (default: 16; on a CPU 2)")
+    add("--patch-size", type=integer(16), help="GT patch in pixels (default: 256; on a CPU 128)")
+    add("--lr", type=number(1e-12, 1), help="learning rate (default: 5e-5; on a CPU 1e-4)")
+    add("--lambda-q", type=number(0), help="weight of Q (default: 0.05 for musiq, else 0.003)")
+    add("--ema-decay", type=number(0, 0.999999), help="of the average (default: 0.99; CPU 0.8)")
+    add("--every", type=integer(1), help="steps between validations (default: 200; on a CPU 20)")
+    add("--guard", type=number(0, 100), default=0.3,
+        help="dB of PSNR that may be lost on the validation photos (default: 0.3); 0: any")
+    add("--seed", type=integer(0, 2**32 - 1), default=0, help="seed (default: 0)")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    with clean_exit("tune.py"):
+        main(parse_args())
