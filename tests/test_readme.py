@@ -90,6 +90,8 @@ def check_command(words):
         assert (ROOT / words[1]).is_file(), words
         if words[2:3] == ["demo"]:
             check_command(["python", "-m", "demo.run", *words[3:]])
+        elif words[2:3] == ["photos"]:
+            check_command(["python", "-m", "tools.tune", *(words[3:] or ["demo/photos"])])
         else:
             assert words[1:] in (["run_all.sh"], ["run_all.sh", "paper"], ["tests/run.sh"]), words
 

