@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from models.checkpoint import check_finite, replacing, save_atomic
 from models.rrdb import RRDBNet
+from models.swinir import SwinIR
 
 
 def export(net: nn.Module, path: str, onnx_size: tuple[int, int] | None = None) -> str:
-    """Write a SwinIR or an RRDBNet in the format that the file's suffix names; returns a report.
+    """Write an x4 network in the format that the file's suffix names; returns a report.
 
     onnx_size: (H, W) in LQ pixels, the only input size that an .onnx will take; None: any.
     Raises ValueError for another suffix, a missing package and weights that are not finite.
@@ -43,8 +44,10 @@ def spandrel_note(net: nn.Module) -> str:
     """
     if isinstance(net, RRDBNet):
         setting, width, expected = "num_grow_ch", net.body[0].rdb1.conv1.out_channels, 32
-    else:
+    elif isinstance(net, SwinIR) and net.upsampler != "pixelshuffledirect":
         setting, width, expected = "num_feat", net.conv_last.in_channels, 64
+    else:  # spandrel's own, or without such a tail
+        return ""
     if width == expected:
         return ""
     return (f" (note: spandrel, and so chaiNNer and ComfyUI, will not read it: its {setting} is "

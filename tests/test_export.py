@@ -8,6 +8,7 @@ import pytest
 import spandrel
 import torch
 from PIL import Image
+from spandrel.architectures.Compact.__arch.SRVGG import SRVGGNetCompact
 
 import finetune_lora
 import train_sr
@@ -105,6 +106,19 @@ def test_spandrel_loads_exports_with_equal_output(name, suffix, tmp_path, capsys
                                        "scale": "4"}
     else:
         assert set(load_file(out)) == {"params_ema"}
+
+
+@pytest.mark.parametrize("build", [
+    lambda: SwinIR(depths=(2,), embed_dim=60, num_heads=(6,), upsampler="pixelshuffledirect"),
+    lambda: SRVGGNetCompact(num_feat=8, num_conv=2, upscale=4),
+], ids=["SwinIR S", "Compact"])  # fmt: skip
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_other_public_networks_are_exported_as_they_came(build, suffix, tmp_path, capsys):
+    net, out = randomise(build()), tmp_path / f"out{suffix}"
+    run(saved(net, tmp_path / "net.pt"), "--export", out)
+    assert capsys.readouterr().out == f"wrote {out}\n"
+    found = spandrel.ModelLoader(device="cpu").load_from_file(out).model.eval()
+    assert_same(net, found)
 
 
 @pytest.mark.parametrize("name, width", [

@@ -5,7 +5,7 @@
     python -m tools.upscale --ckpt net_g_ema.pt --export net.safetensors  # or .pth, .onnx
     ... --ckpt INIT --lora lora.pt --lora-scale 0.5                       # half of a fine-tuning
 
-In:  a checkpoint of SwinIR or RRDBNet (x4; train_sr.py's or a public one); a photo or a folder of
+In:  a checkpoint of an x4 network (train_sr.py's or a public one); a photo or a folder of
      PNG, JPEG, WebP and TIFF files (models/photos.py says which, and what is kept of them).
 Out: --out/NAME, four times a side, in the format of the photo; --out/scores.csv, a row per photo:
      status made, kept or failed; size and tile in LQ pixels, tile 0: whole; no-reference scores of
