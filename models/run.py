@@ -124,14 +124,14 @@ class TrainingRun:
         before = self.extra.get("val")
         rows = [*(before.tolist() if before is not None else ()), row]
         self.extra["val"] = torch.tensor(rows, dtype=torch.float64)
-        passed = [validation.passes(r[1:], rows[0][1:], guard) for r in rows]
-        if passed[-1] or not guard:
+        passed = [not guard or validation.passes(r[1:], rows[0][1:], guard) for r in rows]
+        if passed[-1]:
             self.extra["good"] = {k: v.detach().cpu().clone()
                                   for k, v in net_ema.state_dict().items()}
-        if guard and not any(passed[-2:]) and len(passed) > 1:
+        if not any(passed[-2:]):
             self.extra["stopped"] = step
         if self.args.rank == 0:
-            self.log.validation(validation.columns, rows)
+            self.log.validation(validation.columns, rows, passed)
             if self.extra.get("stopped"):
                 kept = max(r[0] for r, ok in zip(rows, passed, strict=True) if ok)
                 tqdm.write(f"{self.out}: stopped at step {step}, as fidelity fell; the result is "
@@ -351,10 +351,12 @@ class TrainingLog:
                 board.add_scalar(name, value, step)
             board.flush()
 
-    def validation(self, columns: Sequence[str], rows: Sequence[Sequence[float]]) -> None:
-        """Write val.csv, all rows: the step, then the columns."""
-        write_csv(self.out / "val.csv", ["step", *columns],
-                  [[f"{row[0]:.0f}", *(f"{value:.6g}" for value in row[1:])] for row in rows])
+    def validation(self, columns: Sequence[str], rows: Sequence[Sequence[float]],
+                   passed: Sequence[bool]) -> None:
+        """Write val.csv, all rows: the step, the columns, whether it passed the guard."""
+        write_csv(self.out / "val.csv", ["step", *columns, "passed"],
+                  [[f"{row[0]:.0f}", *(f"{value:.6g}" for value in row[1:]), int(ok)]
+                   for row, ok in zip(rows, passed, strict=True)])
         if board := self._writer():
             for name, value in zip(columns, rows[-1][1:], strict=True):
                 board.add_scalar(f"val/{name}", value, int(rows[-1][0]))

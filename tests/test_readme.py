@@ -105,6 +105,15 @@ def help_text(name, *subcommand):
 # ------------------------------------------------------------------------- names
 
 
+def test_the_table_of_photographs_is_the_committed_one():
+    rows = {row["model"]: row for row in read_csv(ROOT / "results/photos/photos.csv")[0]}
+    shown = table_rows(section("README.md", "A real network on real photographs"))[1:]
+    assert len(shown) == 5
+    for name, *cells in shown:
+        row = rows[re.search(r"\(([\w -]+)\)$", name)[1] if "(" in name else name]
+        assert cells == [f"{float(row[c]):.{d}f}" for c, d in (("psnr", 2), ("ssim", 3), ("q", 1))]
+
+
 def test_the_readme_is_short():
     assert len(README.splitlines()) <= 230
 

@@ -185,7 +185,7 @@ def test_validation_scores_the_averaged_network_as_the_tables_do(base, pairs, mo
          monkeypatch=monkeypatch)
     rows = read_log(base / "valid/val.csv")
     assert [row["step"] for row in rows] == ["0", "2", "4", "5"] and list(rows[0])[1:] == [
-        "psnr", "ssim"]  # without Q, which rand does not use
+        "psnr", "ssim", "passed"]  # without Q, which rand does not use
     run("evaluate.py", "--models", "A=valid/net_g_ema.pt", "--gt", "val/gt", "--lq",
         "val/lq", "--metrics", "psnr", "ssim", "--out", "valid/t.csv", cwd=base)
     (table,), _ = read_csv(base / "valid/t.csv")
@@ -204,6 +204,7 @@ def test_the_guard_goes_back_to_the_last_step_of_equal_fidelity(base, pairs, pro
     result = run("finetune_lora.py", *flags, "--out", out.name, cwd=base, processes=processes)
     rows = [{k: float(v) for k, v in row.items()} for row in read_log(out / "val.csv")]
     passed = [row["psnr"] >= rows[0]["psnr"] - 0.01 for row in rows]
+    assert [row["passed"] for row in rows] == passed
     assert passed[0] and not passed[-1] and not passed[-2] and passed[-3] and len(rows) < 21
     kept = int(rows[-3]["step"])
     assert (f"stopped at step {rows[-1]['step']:.0f}, as fidelity fell; the result is that of step "

@@ -217,25 +217,29 @@ def score_rows(args: argparse.Namespace, rows: dict[str, Callable[[Tensor], Tens
     return list(metrics), table
 
 
+def cell(value: float, digits: int) -> str:
+    """A score as text; empty where a metric gave none, as piqe on images without texture."""
+    return f"{value:.{digits}f}" if np.isfinite(value) else ""
+
+
 def write_table(args: argparse.Namespace, columns: list[str],
                 table: dict[str, list[list[float]]], notes: list[str]) -> None:
     names = [file.stem for file in sorted((args.work / "test/lq").glob("*.png"))]
     means = {row: np.mean(scores, 0) for row, scores in table.items()}
     write_csv(args.out / "photos.csv", ["model", *columns],
-              [[row, *(f"{value:.4f}" for value in mean)] for row, mean in means.items()], notes)
+              [[row, *(cell(value, 4) for value in mean)] for row, mean in means.items()], notes)
     write_csv(args.out / "photos_per_image.csv", ["model", "image", *columns],
-              [[row, name, *(f"{v:.6f}" for v in scores)] for row, crops in table.items()
+              [[row, name, *(cell(v, 6) for v in scores)] for row, crops in table.items()
                for name, scores in zip(names, crops, strict=True)], notes)
     print("\n" + "  ".join([f"{'model':<12}", *(f"{column:>8}" for column in columns)]))
     for row, mean in means.items():
-        print("  ".join([f"{row:<12}", *(f"{value:8.3f}" for value in mean)]))
+        print("  ".join([f"{row:<12}", *(f"{cell(value, 3):>8}" for value in mean)]))
 
 
-def write_strip(args: argparse.Namespace, rows: list[str]) -> None:
-    """strip.png: a crop of the first test photo as LQ, in each row, and as photographed."""
+def write_strip(args: argparse.Namespace, name: str, rows: list[str]) -> None:
+    """strip.png: a test crop as LQ, in each row, and as photographed."""
     from paper.draw import Cell, draw_grid, save
 
-    name = min((args.work / "test/lq").glob("*.png"), key=lambda f: f.name).name
     lq = read_rgb(args.work / "test/lq" / name).repeat(4, 0).repeat(4, 1)
     cells = [Cell(lq, "LQ")]
     cells += [Cell(read_rgb(args.work / "sr" / row / name), row) for row in rows]
@@ -305,14 +309,16 @@ def main(args: argparse.Namespace) -> None:
         rows[name] = load_net(args.work / name / "net_g_ema.pt").to(device)
     columns, table = score_rows(args, rows, device)
     val, _ = read_csv(lora / "val.csv")
+    kept = [row["step"] for row in val if row["passed"] == "1"][-1]
     notes = [
         f"{args.photos}: {len(parts['test'])} test photos, two crops of {CROP} pixels each, "
         f"degraded as {DEGRADATIONS.get(kind, 'two_round')}; RGB, 8 bit, 4-pixel border cropped "
         "for full reference",
         f"base: {Path(args.init).name} sha256 {sha256(args.init)[:12]}; tuned xS: its adapters "
         f"times S; Q: {args.q}, which the reward raises, so it judges nothing",
-        f"{val[-1]['step']} steps, lr {args.lr:g}, lambda_Q {args.lambda_q:g}, seed {args.seed}; "
-        f"guard {args.guard:g} dB; chosen: scale {chosen:g}", *lines,
+        f"trained for {val[-1]['step']} steps, of which the guard kept {kept} (val.csv); lr "
+        f"{args.lr:g}, lambda_Q {args.lambda_q:g}, seed {args.seed}; guard {args.guard:g} dB; "
+        f"chosen: scale {chosen:g}", *lines,
     ]
     write_table(args, columns, table, notes)
 
@@ -323,11 +329,12 @@ def main(args: argparse.Namespace) -> None:
     for name in ("lora.pt", "config.json", "val.csv"):
         shutil.copyfile(lora / name, args.out / name)
     best = f"tuned x{chosen:g}" if chosen else "base"
-    write_strip(args, list(dict.fromkeys(["bicubic", "base", best])))
+    first = f"{parts['test'][0].stem}_0.png"  # by hash, not by hand
+    write_strip(args, first, list(dict.fromkeys(["bicubic", "base", best])))
     write_card(args, {
-        "base": Path(args.init).name, "q": args.q, "scale": f"{chosen:g}", "steps": val[-1]["step"],
+        "base": Path(args.init).name, "q": args.q, "scale": f"{chosen:g}", "steps": kept,
         "photos": str(len(parts["train"])), "table": "\n".join(
-            f"| {row} | " + " | ".join(f"{v:.3f}" for v in np.mean(s, 0)) + " |"
+            f"| {row} | " + " | ".join(cell(v, 3) for v in np.mean(s, 0)) + " |"
             for row, s in table.items()),
         "columns": " | ".join(columns), "line": "|".join(["---"] * (len(columns) + 1)),
         "licence": "PyTorch Toolbox for Image Quality Assessment (pyiqa): PolyForm Noncommercial"
