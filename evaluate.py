@@ -347,7 +347,7 @@ def save_png(path: Path, sr: Tensor, made_by: str) -> None:
 
 def is_saved(path: Path, made_by: str) -> bool:
     """Whether a file is what `save_png` wrote for this checkpoint and LQ."""
-    with contextlib.suppress(OSError), Image.open(path) as image:
+    with contextlib.suppress(Exception), Image.open(path) as image:  # a broken file raises anything
         return image.info.get("made_by") == made_by
     return False
 

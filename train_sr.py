@@ -231,6 +231,9 @@ def fit(
         pin_memory=device.type == "cuda", worker_init_fn=start_worker,
         multiprocessing_context="fork" if args.num_workers else None)
 
+    if args.rank == 0:
+        print(summary(args, net_g, sets, lambdas))
+
     # Loop
     if validation and not run.done:
         run.validate(0, validation, args.guard)
@@ -328,6 +331,26 @@ def gt_weights(args: argparse.Namespace, sets: MultiGT) -> np.ndarray | None:
     quality = image_quality(args, sets) if args.sampler in ("sma", "smp") else None
     shape = (len(sets.names), len(sets.paths[0]))
     return sampling_weights(args.sampler, sets.labels, quality, args.tau, shape)
+
+
+def summary(args: argparse.Namespace, net_g: nn.Module, sets: MultiGT, lambdas: dict) -> str:
+    """What a run is, in a few lines."""
+    counts = [sum(p.numel() for p in net_g.parameters() if p.requires_grad or every)
+              for every in (True, False)]
+    lr = f"lr {args.lr:g}" + (f", halved after {', '.join(map(str, args.milestones))}"
+                              if args.milestones else "")
+    losses = ", ".join(f"{weight:g} {name}" for name, weight in lambdas.items() if weight)
+    scored = args.sampler in SCORING or lambdas["l_iqa"]
+    return "\n".join([
+        f"{args.out}: {type(net_g).__name__} of {counts[0]:,} parameters, {counts[1]:,} of them "
+        f"trained, from {args.init or 'random weights'}; on {args.device}, {args.world} processes",
+        f"  data: {args.data}, {len(sets.names)} sets of {len(sets.paths[0])}; sampler "
+        f"{args.sampler}" + (f"; Q: {' '.join(args.iqa)}" if scored else ""),
+        f"  losses: {losses}; perceptual: {args.perceptual}" if args.lambda_p else
+        f"  losses: {losses}",
+        f"  {args.steps:,} steps of {args.batch_size} patches of {args.patch_size} pixels; {lr}; "
+        f"EMA {args.ema_decay}{' with warm-up' if args.ema_warmup else ''}",
+    ])
 
 
 def wrap(net: nn.Module | None, args: argparse.Namespace) -> nn.Module | None:

@@ -35,6 +35,7 @@ from models.distributed import clean_exit, keep_freed_memory, start_worker
 from models.flags import integer, new_parser, number
 from models.hggt import MultiGT, load_sets
 from models.images import read_rgb
+from models.quality import image_digest
 from models.samplers import sampling_weights
 from train_sr import PRESETS
 
@@ -187,7 +188,7 @@ def main(args: argparse.Namespace) -> None:
         if not args.data:
             write_sets(Path(root), 8)
         sets = load_sets(root)
-        pixels = PixelCache(args.cache or folder, sets)
+        pixels = PixelCache(args.cache or folder, sets, image_digest(sets, Path(folder)))
         datasets, rows = make_datasets(sets, pixels), []
         for net, rate in steps.items():
             rows += time_one_core(net, datasets, args.repeats, rate * PRESETS[net]["batch_size"])

@@ -14,7 +14,9 @@ import platform
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -104,8 +106,10 @@ class TrainingRun:
         if self.extra.get("stopped"):
             return
         interrupt = Interrupt()
+        self.started = time.monotonic()
+        # Off a terminal, `record` prints lines instead: a bar would fill a log with control codes
         self.bar = tqdm(loader, initial=self.done, total=self.args.steps, desc=self.out.name,
-                        unit="it", disable=self.args.rank > 0)
+                        unit="it", disable=True if self.args.rank else not sys.stderr.isatty())
         for step, batch in enumerate(self.bar, start=self.done + 1):
             yield step, batch
             self._save_or_stop(step, bool(interrupt.caught), describe)
@@ -161,12 +165,22 @@ class TrainingRun:
             if args.rank == 0:
                 means = (sums[1:] / sums[0]).tolist()  # no time among them: equal runs, equal logs
                 self.log.row(step, lr, means)
-                named = zip(self.losses, means, strict=False)
-                self.bar.set_postfix({name: f"{mean:.3g}" for name, mean in named if mean})
+                named = {name: f"{mean:.3g}" for name, mean in
+                         zip(self.losses, means, strict=False) if mean}
+                self.bar.set_postfix(named)
+                if self.bar.disable:
+                    self._print_progress(step, named)
         if args.rank == 0 and args.sample_every and step % args.sample_every == 0:
             with torch.no_grad():
                 sr = self.state["params_ema"](lq[:SAMPLES])
             self.log.images(step, sample_rows(lq[:SAMPLES], sr, gt[:SAMPLES]))
+
+    def _print_progress(self, step: int, named: dict[str, str]) -> None:
+        seconds = (time.monotonic() - self.started) / (step - self.done)
+        left = timedelta(seconds=round(seconds * (self.args.steps - step)))
+        losses = ", ".join(f"{name} {mean}" for name, mean in named.items())
+        print(f"{self.out}: step {step} of {self.args.steps}, {seconds:.3g} s each, {left} left: "
+              f"{losses}", file=sys.stderr, flush=True)
 
     def _summed_meter(self) -> Tensor:
         """The meter's sum over the ranks."""

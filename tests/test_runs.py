@@ -1,6 +1,8 @@
 """A run's folder, any public network, validation and the guard."""
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -227,3 +229,24 @@ def test_bad_validation_data_are_refused_at_the_start(base, pairs, tmp_path, mon
         call(train_sr, *RAND, "--val", tmp_path, "val/gt", "--steps", 1, "--out", "badval",
              cwd=base, monkeypatch=monkeypatch)
     assert not (base / "badval/last.pt").exists()
+
+
+# ------------------------------------------------------------------------ what a run says
+
+
+def test_a_run_says_what_it_is_and_off_a_terminal_how_far_it_has_come(base):
+    result = run("train_sr.py", *TINY, "--sampler", "amo", "--init", "stage1/net_g_ema.pt",
+                 "--steps", 5, "--log-every", 2, "--out", "said", cwd=base)
+    lines = result.stdout.splitlines()
+    assert re.match(r"said: SwinIR of 4\d,\d{3} parameters, 4\d,\d{3} of them trained, from stage1/"
+                    r"net_g_ema.pt; on cpu, 1 processes", lines[0])
+    assert lines[1] == ("  data: HGGT, 4 sets of 5; sampler amo; Q: test_train:sharpness")
+    assert lines[2] == "  losses: 1 l_pix, 1 l_percep, 0.1 l_adv; perceptual: laplacian"
+    assert lines[3].startswith("  5 steps of 2 patches of 32 pixels; lr 0.001, halved after 200000")
+    assert lines[-1] == "wrote said/net_g_ema.pt"
+    steps = re.findall(r"^said: step (\d) of 5, [\d.e-]+ s each, 0:00:\d\d left: l_pix 0.\d+, ",
+                       result.stderr, re.M)
+    assert steps == ["2", "4", "5"] and "\r" not in result.stderr
+    config = json.loads((base / "said/config.json").read_text())
+    assert config["flags"]["steps"] == "5" and "--log-every 2" in config["command"]
+    assert config["settings"]["data"].startswith("of sha256 ") and config["packages"]["torch"]
