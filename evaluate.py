@@ -389,7 +389,9 @@ def main(args: argparse.Namespace) -> None:
     files = [path for image in images for path in (image.lq, *image.gts)]
     sha256 = file_hashes([*models.values(), *files], folder)
     refuse([f"{path}: {e.strerror}" for path, e in sha256.items() if isinstance(e, OSError)])
-    agree("--models and the test images", [sha256[path] for path in (*models.values(), *files)])
+    compared = [[sha256[gt] for gts in image.references.values() for gt in gts] for image in images]
+    agree("--models and the test images",
+          [compared, *(sha256[path] for path in (*models.values(), *files))])
     if args.save_sr:
         check_shared(args.save_sr, "--save-sr")
     columns = open_columns(metrics, specs, folder, device)

@@ -82,6 +82,7 @@ PRESETS = {
         "batch_size": 32,
         "milestones": [200_000, 250_000, 275_000, 287_500],
         "stage_one_milestones": [150_000, 240_000, 270_000, 285_000],
+        "psnr": "swinir_psnr",  # the file that stage one starts from
         "drop_path": 0.1,  # stochastic depth; the default that HGGT's configs leave as it is
         "disc_feat": 64,
     },
@@ -91,6 +92,7 @@ PRESETS = {
         "batch_size": 48,
         "milestones": [300_000],
         "stage_one_milestones": [300_000],
+        "psnr": "esrgan_psnr",
         "drop_path": 0.0,
         "disc_feat": 64,
     },
@@ -377,10 +379,14 @@ def run_folder(args: argparse.Namespace, name: str, usual: dict[str, object]) ->
     """
     parts = [f"{args.net}-{name}"]
     for key, value in vars(args).items():
+        if key in ("data", "init", "init_d") and value:
+            value = os.path.normpath(value)
         if key not in usual or value == usual[key]:
             continue
-        if key in ("data", "init", "init_d"):
-            path = Path(value)
+        if key == "data":
+            value = Path(value).resolve().name
+        if key in ("init", "init_d"):
+            path = Path(value or "none")
             value = path.parent.name if path.stem in ("net_g_ema", "last") else path.stem
         if key == "iqa":
             names = (text.partition("@") for text in value)
@@ -408,8 +414,8 @@ def trained_by(args: argparse.Namespace, name: str) -> str:
         raise FileNotFoundError(f"runs/{args.net}-{name}/net_g_ema.pt: not there; train it first, "
                                 "or give --init FILE (none: random weights)")
     if len(folders) > 1:
-        raise ValueError(f"--init is missing: choose one of {', '.join(map(str, folders))}, with "
-                         "/net_g_ema.pt behind it")
+        files = " ".join(f"{folder}/net_g_ema.pt" for folder in folders)
+        raise ValueError(f"--init is missing; choose one of {files}")
     return str(folders[0] / "net_g_ema.pt")
 
 
@@ -519,13 +525,16 @@ def resolve_args(
             setattr(args, key, value)
     if args.sampler not in SCORING and not getattr(args, "lambda_q", 0):
         del usual["iqa"], usual["tau"]
-    name = "stage1" if stage_one else args.sampler + ("+FT" if tuning else "")
-    usual["init"] = args.init and f"runs/{args.net}-{before}/net_g_ema.pt"
-    args.out = args.out or run_folder(args, name, usual)
+    args.lr_d = args.lr if args.lr_d is None else args.lr_d
+    usual["lr_d"] = args.lr
     if args.init is None and not stage_one:
         args.init = trained_by(args, before)
+    usual["init"] = f"runs/{args.net}-{before}/net_g_ema.pt"
+    if stage_one and (args.init is None or Path(args.init).stem == preset["psnr"]):
+        usual["init"] = args.init  # random, or the paper's start
+    name = "stage1" if stage_one else args.sampler + ("+FT" if tuning else "")
+    args.out = args.out or run_folder(args, name, usual)
     args.init = None if args.init == "none" else args.init
-    args.lr_d = args.lr if args.lr_d is None else args.lr_d
     affinity = getattr(os, "sched_getaffinity", None)  # Linux alone has it
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     if args.num_workers is None:

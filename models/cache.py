@@ -74,7 +74,11 @@ def _build(file: Path, paths: list[str], starts: np.ndarray,
         raise ValueError(f"{file.parent}: {len(paths)} decoded images need {needed / 1e9:.3g} GB, "
                          f"{free / 1e9:.3g} GB are free; give --cache a folder on a larger disk")
     with errors_named(part), open(part, "ab+") as out:
-        if not lock(out):
+        held = lock(out)
+        if held is None and os.name == "posix":
+            raise ValueError(f"{file.parent}: its file system has no locks; give --cache a folder "
+                             "on a local disk")
+        if held is False:
             print(f"waiting for another process, which makes {file}", flush=True)
             lock(out, wait=True)
         if file.exists():  # made since

@@ -86,7 +86,7 @@ def _numpy_numbers_allowed() -> contextlib.AbstractContextManager:
     import numpy as np
     import torch
 
-    if not hasattr(torch.serialization, "safe_globals"):  # torch 2.4: such a file is refused
+    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):  # such a file is refused
         return contextlib.nullcontext()
     scalar = np.float64(0).__reduce__()[0]
     kinds = {type(np.dtype(code)) for code in "?bBhHiIlLqQefd"}
@@ -150,10 +150,10 @@ def check_finite(state: dict, subject: str | Path) -> None:
         raise ValueError(f"{subject}: {name} is not finite")
 
 
-def lock(file: IO, wait: bool = False) -> bool:
+def lock(file: IO, wait: bool = False) -> bool | None:
     """Lock a file that is open for writing until this process ends; False if another one has it.
 
-    Workers do not inherit the lock. A system without locks (Windows, some network disks) has none.
+    Workers do not inherit the lock. None on a system without locks (Windows, some network disks).
     """
     try:
         import fcntl
@@ -162,7 +162,7 @@ def lock(file: IO, wait: bool = False) -> bool:
     except (BlockingIOError, PermissionError):
         return False
     except (ImportError, OSError):
-        pass
+        return None
     return True
 
 

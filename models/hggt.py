@@ -33,6 +33,7 @@ from models.images import (
     PHOTOS,
     by_stem,
     count_kinds,
+    describe_folder,
     is_plain_png,
     is_system_file,
     list_images,
@@ -255,11 +256,9 @@ def _files_of(folder: Path, is_flat: bool, problems: list[str]) -> dict[str, Pat
 
 def _common_size(paths: list[str], problems: list[str]) -> tuple[int, int] | None:
     """(height, width) of a set's images by their headers; None where one is unreadable."""
-    sizes, size_of = [], png_size
+    size_of, sizes = _photo_size if len(paths) == 1 else png_size, []
     for path in paths:
         try:
-            if len(paths) == 1 and not is_plain_png(path):  # in a flat folder
-                from models.photos import photo_size as size_of
             sizes.append(size_of(path))
         except (ValueError, OSError) as error:
             problems.append(str(error))
@@ -269,6 +268,15 @@ def _common_size(paths: list[str], problems: list[str]) -> tuple[int, int] | Non
     problems += [f"{path}: {w}x{h}, its original is {width}x{height}"
                  for path, (h, w) in zip(paths, sizes, strict=True) if (h, w) != (height, width)]
     return height, width
+
+
+def _photo_size(path: str) -> tuple[int, int]:
+    """(height, width) of an image of a flat folder, once it is upright."""
+    if is_plain_png(path):
+        return png_size(path)
+    from models.photos import photo_size  # and torch, which paper/ does without
+
+    return photo_size(path)
 
 
 def _votes_of_set(
@@ -317,8 +325,11 @@ def _listing(root: Path, folders: list[Path]) -> str | None:
         for entry in sorted(os.scandir(folder), key=lambda e: e.name):
             if entry.is_dir() and not is_system_file(entry.name):
                 pending.append(entry.path)
-            elif entry.is_file() and not is_system_file(entry.name):
-                stamp = file_stamp(entry.stat())
+            elif not is_system_file(entry.name):
+                try:
+                    stamp = file_stamp(entry.stat())
+                except OSError:  # a broken link, which the index names
+                    return None
                 settled &= is_settled(stamp, now)
                 digest.update(os.fsencode(f"{os.path.relpath(entry.path, root)}\0{stamp}\n"))
     return digest.hexdigest() if settled else None
@@ -392,26 +403,18 @@ def load_sets(root: str | Path) -> MultiGT:
     """
     sets, problems = index_sets(root)
     if sets.is_flat and rank_and_world()[0] == 0:
-        print(_contents(root))
+        print(describe_folder(root, *list_images(root, PHOTOS)))
     if problems:
         others = f" (and {len(problems) - 1} more; see python -m tools.check --data {root})"
         raise ValueError(problems[0] + others * (len(problems) > 1))
     return sets
 
 
-def _contents(root: str | Path) -> str:
-    """One line on a flat folder: photos by kind, and the images that are not used."""
-    photos, others = list_images(root, PHOTOS)
-    names = ", ".join(file.name for file in others[:5]) + ", ..." * (len(others) > 5)
-    return f"{root}: {count_kinds(photos)}" + (
-        f"; not used: {count_kinds(others)} ({names})" if others else "")
-
-
 def check_data(root: str | Path) -> list[str]:
     """Index, decode every image, print counts, sizes and the label histogram; return problems."""
     sets, problems = index_sets(root)
     if sets.is_flat:
-        print(_contents(root))
+        print(describe_folder(root, *list_images(root, PHOTOS)))
     for path in tqdm([p for row in sets.paths for p in row], desc="decode", unit="image", delay=2):
         try:
             sets.read(path)

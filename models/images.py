@@ -16,6 +16,8 @@ import numpy as np
 from kornia_rs.io import decode_image_png_u8
 from PIL import Image
 
+from models.checkpoint import printable
+
 PNG = (".png",)
 PHOTOS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".tif", ".tiff")
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF")  # Pillow's names; it reads some cameras' MPO as JPEG
@@ -41,8 +43,9 @@ def list_images(
     folder: str | Path, suffixes: Sequence[str] = PNG
 ) -> tuple[list[Path], list[Path]]:
     """Files of a folder with these suffixes, and all others that look like images; by name."""
+    # A broken link counts: whatever opens it names it
     files = sorted(Path(folder, entry.name) for entry in os.scandir(folder)
-                   if not is_system_file(entry.name) and entry.is_file())
+                   if not is_system_file(entry.name) and not entry.is_dir())
     chosen = [file for file in files if file.suffix.lower() in suffixes]
     others = [file for file in files if file.suffix.lower() in {*PHOTOS, *OTHER_IMAGES}
               and file.suffix.lower() not in suffixes]
@@ -71,6 +74,13 @@ def count_kinds(files: Iterable[Path]) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
 
 
+def describe_folder(folder: str | Path, photos: list[Path], others: list[Path]) -> str:
+    """One line: the photos by kind, and the images that are not used."""
+    names = ", ".join(file.name for file in others[:5]) + ", ..." * (len(others) > 5)
+    unused = f"; not used: {count_kinds(others)} ({names})" if others else ""
+    return printable(f"{folder}: {count_kinds(photos) or 'no photos'}{unused}")
+
+
 # ---------------------------------------------------------------------------------- one file
 
 
@@ -97,7 +107,10 @@ def check_pixels(path: str | Path, height: int, width: int) -> None:
 
 
 def is_plain_png(path: str | Path) -> bool:
-    """Whether a file is 8-bit RGB PNG without alpha, colour profile or orientation."""
+    """Whether a file is 8-bit RGB PNG without alpha, colour profile or orientation.
+
+    An orientation may stand in an eXIf chunk or in two kinds of text, before the pixels or after.
+    """
     with open(path, "rb") as file:
         try:
             size_in_header(path, file.read(33))
@@ -107,9 +120,10 @@ def is_plain_png(path: str | Path) -> bool:
             length, kind = struct.unpack(">I4s", start)
             if kind in (b"iCCP", b"tRNS", b"eXIf"):
                 return False
-            if kind == b"IDAT":
-                break
-            file.seek(length + 4, os.SEEK_CUR)
+            text = file.read(min(length, 17)) if kind in (b"tEXt", b"zTXt", b"iTXt") else b""
+            if text.startswith((b"XML:com.adobe.xmp", b"Raw profile type ")):
+                return False
+            file.seek(length + 4 - len(text), os.SEEK_CUR)
     return True
 
 

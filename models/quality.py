@@ -138,7 +138,9 @@ def patch_scale(args: argparse.Namespace, sets: MultiGT, metrics: MeanOfMetrics)
 def score_folder(args: argparse.Namespace, sets: MultiGT) -> Path:
     """Where a data set's scores and hashes are kept: <data>/.scores, or in the run folder where the
     data is read-only."""
-    return Path(sets.root if os.access(sets.root, os.W_OK) else args.out) / ".scores"
+    folder = Path(sets.root, ".scores")
+    writable = os.access(folder if folder.exists() else sets.root, os.W_OK)
+    return folder if writable else Path(args.out, ".scores")
 
 
 def image_digest(sets: MultiGT, folder: Path) -> str:

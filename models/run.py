@@ -93,8 +93,9 @@ class TrainingRun:
         if args.rank == 0:
             if self.done:
                 print(f"resuming {self.out} at step {self.done}")
+            # A longer run continues the interval of a last row between two others
             rows = [row for row in (saved["log"].tolist() if saved else ())
-                    if row[0] % args.log_every == 0]  # else a longer run continues its interval
+                    if row[0] % args.log_every == 0 or row[0] == self.done == args.steps]
             write_config(self.out, args, settings)
             self.log = TrainingLog(self.out, ["step", "lr", *columns], rows, self.done)
 
@@ -262,11 +263,12 @@ def open_run(out: Path, settings: dict) -> dict | None:
     """Take a run folder for this process, until it ends; returns `load_last`."""
     out.mkdir(parents=True, exist_ok=True)
     LOCKS.append(open(out / ".lock", "a"))  # noqa: SIM115  (closing it would end the lock)
-    if not lock(LOCKS[-1]):
+    if lock(LOCKS[-1]) is False:
         raise ValueError(f"{out}: another run is writing to it; wait for its end, or give another "
                          "--out")
-    for abandoned in [*out.glob(".*.tmp"), *out.glob("samples/.*.tmp")]:  # of a killed run
-        abandoned.unlink()
+    for abandoned in [*out.glob(".*.tmp"), *out.glob("samples/.*.tmp")]:
+        if abandoned.is_file():  # of a killed run
+            abandoned.unlink()
     return load_last(out, settings)
 
 

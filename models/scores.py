@@ -193,6 +193,7 @@ class ScoreCache:
         stem = cache_stem(name)
         if ":" not in name and name not in ("psnr", "ssim"):
             stem += f"-pyiqa{pyiqa_version()}"  # its weights and code are those of its version
+        agree(f"metric {name} and its weights", stem)
         self.path = rank_file(folder, stem)
         # What the first process of each machine reads, for all: another run may be writing, and
         # machines without a shared disk keep different scores

@@ -25,7 +25,7 @@ def load_net(path: str | Path) -> nn.Module:
     SwinIR and RRDBNet are this project's; other networks from RGB to RGB are spandrel's, where it
     is installed. Raises ValueError for anything else, and for other scales.
     """
-    state, kind = _network_in(read_state(path))
+    state, kind = _network_in(read_state(path), path)
     net = _build(kind, state, path) if kind else _build_other(state, path)
     return net.eval().requires_grad_(False)
 
@@ -50,19 +50,27 @@ def _build_other(state: dict[str, Tensor], path: str | Path) -> nn.Module:
     return found.model
 
 
-def _network_in(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], type | None]:
+def _network_in(
+    state: dict[str, Tensor], path: str | Path
+) -> tuple[dict[str, Tensor], type | None]:
     """The weights that a SwinIR or an RRDBNet begins with, and which; None where there is none.
 
     Trainers such as Lightning put an attribute's name before each key, as net_g.conv_first.weight,
-    and save other networks beside it. Averaged weights (ema in the name) are preferred.
+    and save other networks beside it. Averaged weights (ema in the name) are preferred. Raises
+    ValueError where several networks are left to choose from.
     """
     names = dict.fromkeys(key.partition(".")[0] for key in state)
-    for prefix in ("", *(f"{name}." for name in sorted(names, key=lambda n: "ema" not in n))):
-        part = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-        for kind in (SwinIR, RRDBNet):
-            if kind.matches(part):
-                return part, kind
-    return state, None
+    found = {}
+    for prefix in ("", *(f"{name}." for name in names)):
+        part = {k.removeprefix(prefix).removeprefix("module."): v for k, v in state.items()
+                if k.startswith(prefix)}
+        for kind in (kind for kind in (SwinIR, RRDBNet) if kind.matches(part)):
+            found[prefix] = part, kind
+    averaged = {prefix: network for prefix, network in found.items() if "ema" in prefix}
+    candidates = averaged if len(found) > 1 and averaged else found
+    if len(candidates) > 1:
+        raise ValueError(f"{path}: holds several networks, {', '.join(candidates)}; save one alone")
+    return next(iter(candidates.values()), (state, None))
 
 
 def load_like(net: nn.Module, path: str | Path, flag: str) -> nn.Module:
@@ -71,7 +79,7 @@ def load_like(net: nn.Module, path: str | Path, flag: str) -> nn.Module:
     flag: what asked for that network, for the message, as "--net swinir".
     """
     kind = type(net)
-    state, found = _network_in(read_state(path))
+    state, found = _network_in(read_state(path), path)
     if found is not kind:
         raise ValueError(f"{path}: not a {kind.__name__}, which {flag} is")
     loaded = _build(kind, state, path)

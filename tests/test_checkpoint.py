@@ -119,8 +119,10 @@ STATE = small_net().state_dict()
     {f"_orig_mod.module.{k}": v for k, v in STATE.items()},
     {"state_dict": {f"model._orig_mod.{k}": v for k, v in STATE.items()}, "epoch": 3},
     {"model": {"params": STATE | {"epoch": 3}}},
+    {f"net_g.{k}": v + 1 for k, v in STATE.items()}
+    | {f"ema_model.module.{k}": v for k, v in STATE.items()},
 ], ids=["numpy numbers", "Lightning", "Lightning EMA", "compiled, DataParallel",
-        "compiled, Lightning", "two wrappings"])  # fmt: skip
+        "compiled, Lightning", "two wrappings", "AveragedModel"])  # fmt: skip
 def test_what_trainers_write_loads(content, tmp_path):
     torch.save(content, tmp_path / "a.pth")
     for net in (load_net(tmp_path / "a.pth"),
@@ -137,6 +139,8 @@ def test_what_trainers_write_loads(content, tmp_path):
     ({"params": {k: v.numpy() for k, v in STATE.items()}}, "holds more than tensors and numbers"),
     ({"params": {0: torch.ones(3)}}, "neither a SwinIR nor an RRDBNet"),
     ({"params": {"net": STATE}}, "no weights found"),
+    ({f"{n}.{k}": v for n in ("teacher", "student") for k, v in STATE.items()},
+     "holds several networks, teacher., student.; save one alone"),
     ([STATE], "holds a list"),
 ])
 def test_what_cannot_be_loaded_safely_is_one_line_with_the_fix(content, reason, tmp_path):

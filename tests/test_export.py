@@ -247,7 +247,8 @@ def test_a_training_result_has_its_settings_and_loads_everywhere(kind, tmp_path)
     (tmp_path / "q.pt").touch()
     flags = ["--init", "x.pt", "--sampler", "upos", "--lambda-a", "0.1", "--iqa",
              f"demo.quality:q@{tmp_path / 'q.pt'}", "piqe"]
-    save_atomic(ema_checkpoint(net, finetune_lora.parse_args(flags)), path)
+    args = finetune_lora.parse_args(["--net", "swinir", *flags])
+    save_atomic(ema_checkpoint(net, args), path)
     settings = read_settings(path)
     assert settings.items() >= {"net": "swinir", "sampler": "upos", "lambda_q": 0.05,
                                 "lambda_a": 0.1, "lambda_p": 1.0, "steps": 20_000}.items()

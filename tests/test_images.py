@@ -1,5 +1,6 @@
 """models/images.py, and photos as data: which files count, and what is read of them."""
 
+import argparse
 import io
 import os
 import struct
@@ -13,11 +14,12 @@ from PIL import Image, ImageCms
 from scripts import run_script
 
 import train_sr
-from models import images
+from models import hggt, images
 from models.dataset import MultiGTDataset
 from models.hggt import check_data, index_sets, load_sets
-from models.images import find_png, list_images, naming, png_size, read_rgb
+from models.images import find_png, is_plain_png, list_images, naming, png_size, read_rgb
 from models.photos import photo_size, read_photo, read_srgb
+from models.quality import score_folder
 from models.scores import read_or_error
 from models.testset import find_hggt_test, find_realsr
 from paper.user_study import find_pairs
@@ -143,7 +145,7 @@ def test_photos_are_counted_by_kind_and_the_others_named(tmp_path, capsys):
     assert capsys.readouterr().out == (
         f"{tmp_path}: 2 JPEG, 1 PNG; not used: 1 BMP, 1 GIF, 1 HEIC, 1 AVIF, 1 JP2, 1 TGA (d.bmp, "
         "e.gif, f.heic, g.avif, h.jp2, ...)\n")
-    with pytest.raises(FileNotFoundError, match=r"not used: 1 GIF \(a.gif\)"):
+    with pytest.raises(FileNotFoundError, match=r"no photos; not used: 1 GIF \(a.gif\); give"):
         write(tmp_path / "gif", "a.gif")
         find_photos(tmp_path / "gif", tmp_path / "out")
 
@@ -304,3 +306,40 @@ def test_small_photos_are_left_out_and_shrunk_ones_are_means(tmp_path, monkeypat
     train_sr.main(train_sr.parse_args([*flags, "--patch-size", "32", "--shrink", "2",
                                        "--cache", "cache", "--batch-size", "2", "--out", "run"]))
     assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_a_broken_link_is_named(tmp_path):
+    write(tmp_path / "photos", "a.png", "b.png")
+    (tmp_path / "photos/c.png").symlink_to("/mnt/unmounted/c.png")
+    problems = index_sets(tmp_path / "photos")[1]
+    assert len(problems) == 1 and "c.png" in problems[0] and "No such file" in problems[0]
+
+
+def test_an_orientation_anywhere_in_a_png_counts(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6
+    data = png()
+    late = data[:-12] + chunk((b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))) + data[-12:]
+    xmp = (b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-'
+           b'rdf-syntax-ns#"><rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" '
+           b'tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>')
+    text = png(IMAGE, (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp))
+    plain = png(IMAGE, (b"tEXt", b"Software\0a program"))
+    for name, content, turned in (("late", late, True), ("xmp", text, True),
+                                  ("plain", plain, False)):
+        write(tmp_path, f"{name}.png", data=content)
+        path = tmp_path / f"{name}.png"
+        assert is_plain_png(path) is not turned
+        expected = np.rot90(IMAGE, -1) if turned else IMAGE
+        assert (read_srgb(path) == expected).all(), name
+        assert hggt._photo_size(path) == expected.shape[:2]
+
+
+def test_scores_of_another_users_folder_are_kept_in_the_run(tmp_path, monkeypatch):
+    make_hggt(tmp_path / "HGGT", n=1)
+    sets = load_sets(tmp_path / "HGGT")
+    args = argparse.Namespace(out=str(tmp_path / "run"))
+    assert score_folder(args, sets) == tmp_path / "HGGT/.scores"
+    (tmp_path / "HGGT/.scores").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: not str(path).endswith(".scores"))
+    assert score_folder(args, sets) == tmp_path / "run/.scores"

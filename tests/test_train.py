@@ -359,7 +359,7 @@ def test_training_without_tensorboard(base, monkeypatch):
     call(train_sr, *TINY, "--sampler", "rand", "--init", "stage1/net_g_ema.pt", "--steps", 2,
          "--sample-every", 2, "--out", "plain", cwd=base, monkeypatch=monkeypatch)
     assert sorted(p.name for p in (base / "plain").iterdir()) == [
-        ".lock", "last.pt", "log.csv", "net_g_ema.pt", "samples"]
+        ".lock", "config.json", "last.pt", "log.csv", "net_g_ema.pt", "samples"]
 
 
 @pytest.mark.parametrize("sampler", ["origs_only", "rand", "upos", "sma", "smp"])
@@ -525,16 +525,18 @@ def test_the_default_start_is_what_the_stage_before_wrote(base, tmp_path):
     shutil.copytree(first, first.with_name("swinir_tiny-stage1_seed1"))
     result = run("train_sr.py", *tiny, "--sampler", "upos", cwd=tmp_path, ok=False)
     assert result.returncode == 2 and (
-        "--init is missing: choose one of runs/swinir_tiny-stage1, runs/swinir_tiny-stage1_seed1"
-        in result.stderr)
+        "--init is missing; choose one of runs/swinir_tiny-stage1/net_g_ema.pt "
+        "runs/swinir_tiny-stage1_seed1/net_g_ema.pt" in result.stderr)
 
 
 def test_a_default_folder_tells_what_differs_from_the_paper():
     def name(script, *flags):
         args = script.parse_args(["--net", "swinir", "--init", "none", *flags])
         try:
-            (train_sr.resolve_args(args) if script is train_sr
-             else script.resolve_args(args))
+            if script is train_sr:
+                train_sr.resolve_args(args, stage_one=args.lambda_p == 0)
+            else:
+                script.resolve_args(args)
         except ValueError as error:
             assert "fine-tuning starts" in str(error)
         return args.out.removeprefix("runs/swinir-").replace("_init-none", "")
@@ -549,6 +551,12 @@ def test_a_default_folder_tells_what_differs_from_the_paper():
     assert name(*amo, "--iqa", "musiq@w/own.pth", "a.b:c", "--ema-warmup") == (
         "amo_iqa-musiq-own+a.b.c_ema-warmup")
     assert name(*amo, "--tau", "3") == "amo_tau3"
+    assert name(*amo, "--data", "datasets/HGGT/", "--lr-d", "1e-4") == "amo"
+    assert name(*amo, "--data", "x/my.set1") == "amo_data-my.set1"
+    assert name(*amo, "--init", "./runs/swinir-stage1/net_g_ema.pt", "--net", "swinir") == "amo"
+    stage_one = (train_sr, "--lambda-p", "0", "--lambda-a", "0")
+    assert name(*stage_one, "--init", "w/swinir_psnr.pth") == "stage1"
+    assert name(*stage_one, "--init", "w/other.pth") == "stage1_init-other"
     assert name(train_sr, "--sampler", "rand", "--tau", "3", "--iqa", "nima") == "rand"
     assert name(*upos) == "upos+FT" and name(*upos, "--full") == "upos+FT_full"
     assert name(*upos, "--lambda-p", "2", "--lora-rank", "8") == "upos+FT_lambda-p2_lora-rank8"

@@ -47,9 +47,9 @@ from models.distributed import (
 )
 from models.export import export
 from models.flags import integer, new_parser, number
-from models.images import PHOTOS, count_kinds, list_images
+from models.images import PHOTOS, describe_folder, list_images
 from models.lora import add_lora, load_lora, lora_state, merge_lora
-from models.metrics import load_metrics, split_pairs, to_8bit
+from models.metrics import load_metrics, split_pairs
 from models.photos import LARGEST_SIDE, Photo, read_photo, write_photo
 from models.tiles import limit_memory, tile_size, upscale
 from models.weights import load_net
@@ -107,12 +107,11 @@ def find_photos(lq: str | Path, out: str | Path) -> list[Path]:
     if not lq.exists():
         raise FileNotFoundError(f"{lq}: no such photo or folder (--lq)")
     photos, others = list_images(folder, PHOTOS)
-    names = ", ".join(file.name for file in others[:5]) + ", ..." * (len(others) > 5)
-    unused = f"not used: {count_kinds(others)} ({names})" if others else ""
+    line = describe_folder(lq, photos, others)
     if not photos:
-        raise FileNotFoundError(f"{lq}: no {' '.join(PHOTOS)} files there (--lq) {unused}".strip())
+        raise FileNotFoundError(f"{line}; give {' '.join(PHOTOS)} files (--lq)")
     if rank_and_world()[0] == 0:
-        print("; ".join([f"{lq}: {count_kinds(photos)}", *[unused] * bool(others)]))
+        print(line)
     return photos
 
 
@@ -160,8 +159,8 @@ def upscale_photos(
             photo = upscale_photo(path, target, enlarge, overwrite, row)
             if metrics:
                 row |= scores(photo.rgb, path, "lq", metrics)
-                row |= scores(bicubic(photo.rgb), path, "bicubic", metrics)
-                row |= scores(read_photo(target).rgb, target, "sr", metrics)
+                row |= scores(photo.rgb, path, "bicubic", metrics, bicubic)
+                row |= scores(target, target, "sr", metrics, lambda file: read_photo(file).rgb)
         except Exception as error:  # the other photos are made all the same
             row["status"] = "failed"
             say(path, one_line(error, ERROR_LENGTH))
@@ -197,14 +196,25 @@ def upscale_photo(
 
 
 def bicubic(rgb: Tensor) -> Tensor:
-    """The photo (1, 3, H, W) in [0, 1], enlarged without a network."""
-    return to_8bit(F.interpolate(rgb, scale_factor=SCALE, mode="bicubic")).float() / 255
+    """The photo (1, 3, H, W) in [0, 1], enlarged without a network, in 8-bit levels."""
+    enlarged = F.interpolate(rgb, scale_factor=SCALE, mode="bicubic")
+    return enlarged.clamp_(0, 1).mul_(255).round_().div_(255)  # in place: it may be large
 
 
-def scores(rgb: Tensor, path: Path, side: str, metrics: Metrics) -> dict[str, str]:
-    """Scores of (1, 3, H, W) in [0, 1], as columns <metric>_<side>; a metric that fails gives none.
+def scores(
+    source: object, path: Path, side: str, metrics: Metrics,
+    image_of: Callable[..., Tensor] = lambda rgb: rgb,
+) -> dict[str, str]:
+    """Scores of image_of(source), (1, 3, H, W) in [0, 1], as columns <metric>_<side>.
+
+    A metric that fails gives none, and neither does an image that memory does not hold.
     """
     row = {}
+    try:
+        rgb = image_of(source)
+    except Exception as error:
+        say(path, f"no scores ({one_line(error, ERROR_LENGTH)})")
+        return row
     for column, metric in metrics.items():
         try:
             score = metric(rgb).item()

@@ -207,22 +207,30 @@ def test_an_evaluation_on_two_machines_equals_one(machines, tmp_path):
     assert len(list((tmp_path / "shared/A").iterdir())) == 3
 
 
-@pytest.mark.parametrize("what", ["pixels", "weights"])
-def test_other_files_on_one_machine_are_refused_at_the_start(machines, tmp_path, what):
+@pytest.mark.parametrize(("what", "expected"), [
+    ("pixels", "--data and weights: data is of sha256"),
+    ("weights", "--models and the test images differ between rank 0 and rank 1"),
+    ("labels", "--models and the test images differ between rank 0 and rank 1"),
+    ("metric", "metric own:contrast@w.txt and its weights differ between rank 0 and rank 1"),
+])
+def test_other_files_on_one_machine_are_refused_at_the_start(machines, tmp_path, what, expected):
     copies = [Path(shutil.copytree(folder, tmp_path / folder.name)) for folder in machines]
+    for i, folder in enumerate(copies):
+        (folder / "w.txt").write_text(str(i) if what == "metric" else "")
     if what == "pixels":
         path = copies[1] / "HGGT/Train/images/0-4/03/img02_03.png"
         ImageChops.invert(Image.open(path)).save(path)
-        texts = two(copies, "train_sr.py", *TINY, "--sampler", "rand", "--steps", 2, "--out", "x",
-                    ok=False)
-        expected = "--data and weights: data is of sha256"
-    else:
+    elif what == "weights":
         net = load_file(copies[1] / "net.pth")
         net["params"]["conv_last.bias"] += 1
         torch.save(net, copies[1] / "net.pth")
-        texts = two(copies, "evaluate.py", "--models", "A=net.pth", "--gt", "test", "--lq", "lq",
-                    "--metrics", "psnr", "--out", "t.csv", ok=False)
-        expected = "--models and the test images differ between rank 0 and rank 1"
+    elif what == "labels":
+        for votes in (copies[1] / "test/labels").rglob("img01.json"):
+            votes.write_text(votes.read_text().replace("Positive", "Similar"))
+    train = ("train_sr.py", *TINY, "--sampler", "rand", "--steps", 2, "--out", "x")
+    score = ("evaluate.py", "--models", "A=net.pth", "--gt", "test", "--lq", "lq", "--metrics",
+             "psnr", "--extra", "own=own:contrast@w.txt", "--out", "t.csv")
+    texts = two(copies, *(train if what == "pixels" else score), ok=False)
     text = "".join(err for _, err in texts)
-    assert text.count(expected) == 1 and "give all machines the same files" in text
+    assert text.count(expected) == 1 and "give all machines the same files" in text, text[-1500:]
     assert not (copies[0] / "x/last.pt").exists() and not (copies[0] / "t.csv").exists()
