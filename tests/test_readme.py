@@ -40,7 +40,7 @@ STUBS += f'''python() {{
   if [ "$1" = -c ]; then {shlex.quote(sys.executable)} "$@"; return; fi
   printf '%s\\x1f' python "$@"; echo
 }}
-srun() {{ "$@"; }}
+srun() {{ while [[ $1 == --* ]]; do shift; done; "$@"; }}
 scontrol() {{ echo machine0; }}
 '''
 WRITTEN_BY_THE_READER = {"my_iqa.py"}
