@@ -122,6 +122,25 @@ def test_changed_data_of_equal_size_and_time_is_another_setting(change, base, tm
         call(train_sr, *flags, "--steps", 3, cwd=tmp_path, monkeypatch=monkeypatch)
 
 
+def test_the_default_start_is_what_the_stage_before_wrote(base, tmp_path):
+    tiny = (*TINY, "--data", base / "HGGT", "--steps", 1)
+    result = run("train_sr.py", *tiny, "--sampler", "rand", cwd=tmp_path, ok=False)
+    assert result.returncode == 2 and "runs/swinir_tiny-stage1/net_g_ema.pt: not there" in (
+        result.stderr)
+    (tmp_path / "runs/swinir_tiny-stage1").mkdir(parents=True)
+    shutil.copy(base / "stage1/net_g_ema.pt", tmp_path / "runs/swinir_tiny-stage1")
+    run("train_sr.py", *tiny, "--sampler", "rand", cwd=tmp_path)
+    run("finetune_lora.py", *tiny, "--sampler", "rand", "--lora-rank", 2, cwd=tmp_path)
+    assert len(list((tmp_path / "runs").glob("swinir_tiny-rand+FT_*/lora.pt"))) == 1
+    # Several: the choice is the user's
+    first = tmp_path / "runs/swinir_tiny-stage1"
+    shutil.copytree(first, first.with_name("swinir_tiny-stage1_seed1"))
+    result = run("train_sr.py", *tiny, "--sampler", "upos", cwd=tmp_path, ok=False)
+    assert result.returncode == 2 and (
+        "--init is missing; choose one of runs/swinir_tiny-stage1/net_g_ema.pt "
+        "runs/swinir_tiny-stage1_seed1/net_g_ema.pt" in result.stderr)
+
+
 # ------------------------------------------------------------------------ any public network
 
 

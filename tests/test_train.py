@@ -454,35 +454,6 @@ def test_full_fine_tuning_moves_everything(base):
     assert len(moved) > 0.9 * len(floats) and not (base / "full/lora.pt").exists()
 
 
-DEPTH = """if True:
-    import sys
-    import train_sr
-    train_sr.PRESETS["swinir_tiny"]["drop_path"] = 0.5
-    with train_sr.clean_exit("deep.py"):
-        train_sr.main(train_sr.parse_args(sys.argv[1:]))
-"""
-
-
-def test_stochastic_depth_is_the_same_on_1_2_and_4_processes_and_after_a_resume(base, tmp_path):
-    (tmp_path / "deep.py").write_text(DEPTH)
-    flags = (*TINY, "--batch-size", 4, "--lr-d", 1e-4, "--sampler", "rand", "--init",
-             "stage1/net_g_ema.pt", "--log-every", 1, "--save-every", 1)
-
-    def deep(out, steps, processes=0):
-        run(tmp_path / "deep.py", *flags, "--steps", steps, "--out", out, cwd=base,
-            processes=processes)
-
-    deep("deep1", 3)
-    run("train_sr.py", *flags, "--steps", 3, "--out", "shallow", cwd=base)
-    assert (base / "deep1/log.csv").read_bytes() != (base / "shallow/log.csv").read_bytes()
-    deep("deep-resumed", 2)
-    deep("deep-resumed", 3)
-    same_weights(base / "deep1/last.pt", base / "deep-resumed/last.pt")
-    for processes in (2, 4):
-        deep(f"deep{processes}", 3, processes)
-        same_weights(base / "deep1/last.pt", base / f"deep{processes}/last.pt", tolerance=1e-5)
-
-
 def test_the_discriminator_sees_real_and_fake_in_two_passes():
     torch.manual_seed(0)
     net = train_sr.UNetDiscriminatorSN(num_feat=4)
@@ -508,25 +479,6 @@ def test_the_quality_model_never_uses_tf32(monkeypatch):
     args = train_sr.parse_args(["--sampler", "amo", "--init", "none"])
     train_sr.resolve_args(args)
     assert seen == [False] and torch.backends.cudnn.allow_tf32
-
-
-def test_the_default_start_is_what_the_stage_before_wrote(base, tmp_path):
-    tiny = (*TINY, "--data", base / "HGGT", "--steps", 1)
-    result = run("train_sr.py", *tiny, "--sampler", "rand", cwd=tmp_path, ok=False)
-    assert result.returncode == 2 and "runs/swinir_tiny-stage1/net_g_ema.pt: not there" in (
-        result.stderr)
-    (tmp_path / "runs/swinir_tiny-stage1").mkdir(parents=True)
-    shutil.copy(base / "stage1/net_g_ema.pt", tmp_path / "runs/swinir_tiny-stage1")
-    run("train_sr.py", *tiny, "--sampler", "rand", cwd=tmp_path)
-    run("finetune_lora.py", *tiny, "--sampler", "rand", "--lora-rank", 2, cwd=tmp_path)
-    assert len(list((tmp_path / "runs").glob("swinir_tiny-rand+FT_*/lora.pt"))) == 1
-    # Several: the choice is the user's
-    first = tmp_path / "runs/swinir_tiny-stage1"
-    shutil.copytree(first, first.with_name("swinir_tiny-stage1_seed1"))
-    result = run("train_sr.py", *tiny, "--sampler", "upos", cwd=tmp_path, ok=False)
-    assert result.returncode == 2 and (
-        "--init is missing; choose one of runs/swinir_tiny-stage1/net_g_ema.pt "
-        "runs/swinir_tiny-stage1_seed1/net_g_ema.pt" in result.stderr)
 
 
 def test_a_default_folder_tells_what_differs_from_the_paper():

@@ -131,7 +131,8 @@ def flip_bits(count: int, seed: int, folder: Path) -> Counter:
         except Exception as error:
             outcome = "refused" if one_line(error, path) else "TRACEBACK"
         else:
-            known = value.items() <= right.items() if value != right else True
+            # Only caches may lose entries, which are then computed anew
+            known = kind in ("index", "scores", "hashes") and value.items() <= right.items()
             outcome = "harmless" if value == right else "made anew" if known else "WRONG"
         if outcome.isupper():
             print(f"{outcome}: {kind}, byte {at}, bit {bit}")
@@ -164,6 +165,7 @@ def image_files() -> dict[str, bytes]:
     put("palette.png", image.quantize(16), transparency=3)
     put("alpha.png", rgba)
     put("grey.png", grey)
+    put("grey-alpha.png", rgba.convert("LA"))
     put("grey16.png", deep)
     put("animated.png", image, save_all=True, append_images=[image.rotate(180)])
     put("rgb.jpg", image, exif=exif, icc_profile=b"no profile" * 20)
@@ -173,12 +175,15 @@ def image_files() -> dict[str, bytes]:
     put("alpha.webp", rgba, lossless=True, exif=exif)
     put("rgb.tif", image, compression="tiff_lzw")
     put("grey16.tif", deep)
+    put("grey.tif", grey)
     put("alpha.tif", rgba)
     return files
 
 
 def mutate(data: bytes, rng: random.Random) -> bytes:
     """One to four random changes of a file."""
+    if rng.random() < 0.02:
+        return rng.randbytes(len(data))
     data = bytearray(data)
     for _ in range(rng.randint(1, 4)):
         kind, at = rng.randrange(7), rng.randrange(len(data) or 1)

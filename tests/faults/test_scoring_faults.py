@@ -64,7 +64,7 @@ def lines(out, metric="*"):
         if not file.name.startswith("sha256."):
             metric = re.sub(r"\.rank\d+$", "", file.stem)
             found += [(metric, row[0]) for row in csv.reader(file.open())
-                      if len(row) == 4 and row[0] != "key"]
+                      if len(row) == 5 and row[0] != "key"]
     return found
 
 

@@ -1,4 +1,4 @@
-"""Longer tests of tuning: tools/tune.py from photos to tables, the guard on two processes."""
+"""Longer tests of training: photos to tables by tools/tune.py, and several processes."""
 
 import json
 import re
@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from scripts import run_script
 from test_runs import base, check_guard, pairs  # noqa: F401
+from test_train import TINY, run, same_weights
 from test_tune import make_photos
 
 from models.checkpoint import load_file, read_csv, read_state, save_atomic
@@ -63,3 +64,33 @@ def test_one_command_tunes_a_network_and_resumes(tmp_path):
     (photos / "photo00.png").unlink()
     done = run_script("tools.tune", *flags)
     assert done.returncode == 2 and "made of other photos; delete it" in done.stderr
+
+
+DEPTH = """if True:
+    import sys
+    import train_sr
+    train_sr.PRESETS["swinir_tiny"]["drop_path"] = 0.5
+    with train_sr.clean_exit("deep.py"):
+        train_sr.main(train_sr.parse_args(sys.argv[1:]))
+"""
+
+
+def test_stochastic_depth_is_the_same_on_1_2_and_4_processes_and_after_a_resume(base,  # noqa: F811
+                                                                                tmp_path):
+    (tmp_path / "deep.py").write_text(DEPTH)
+    flags = (*TINY, "--batch-size", 4, "--lr-d", 1e-4, "--sampler", "rand", "--init",
+             "stage1/net_g_ema.pt", "--log-every", 1, "--save-every", 1)
+
+    def deep(out, steps, processes=0):
+        run(tmp_path / "deep.py", *flags, "--steps", steps, "--out", out, cwd=base,
+            processes=processes)
+
+    deep("deep1", 3)
+    run("train_sr.py", *flags, "--steps", 3, "--out", "shallow", cwd=base)
+    assert (base / "deep1/log.csv").read_bytes() != (base / "shallow/log.csv").read_bytes()
+    deep("deep-resumed", 2)
+    deep("deep-resumed", 3)
+    same_weights(base / "deep1/last.pt", base / "deep-resumed/last.pt")
+    for processes in (2, 4):
+        deep(f"deep{processes}", 3, processes)
+        same_weights(base / "deep1/last.pt", base / f"deep{processes}/last.pt", tolerance=1e-5)
