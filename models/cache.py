@@ -24,7 +24,7 @@ class PixelCache:
     """cache[index, member] is an image of a multi-GT set: uint8 (H, W, 3), a read-only view.
 
     folder: holds the file NAME-KEY.rgb, the pixels of all images and their CRC32s
-    key:    of the images' content (`data_digest`), so that changed or added images make a new file
+    key:    of the images' content (`image_digest`), so that changed or added images make a new file
 
     The first process writes the file and says so; others on the same machine wait for it. After an
     interruption the next process continues it. Raises ValueError, naming the folder, if the disk

@@ -11,12 +11,13 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from kornia_rs.io import decode_image_png_u8
 from PIL import Image
 
-from models.checkpoint import printable
+from models.checkpoint import printable, replacing
 
 PNG = (".png",)
 PHOTOS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".tif", ".tiff")
@@ -106,6 +107,16 @@ def check_pixels(path: str | Path, height: int, width: int) -> None:
                          f"{width}x{height} pixels; copy it again")
 
 
+def png_chunks(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """(kind, length of its data) of each chunk of a PNG; the file stands at the data."""
+    file.seek(8)
+    while len(start := file.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", start)
+        data = file.tell()
+        yield kind, length
+        file.seek(data + length + 4)
+
+
 def is_plain_png(path: str | Path) -> bool:
     """Whether a file is 8-bit RGB PNG without alpha, colour profile or orientation.
 
@@ -116,14 +127,12 @@ def is_plain_png(path: str | Path) -> bool:
             size_in_header(path, file.read(33))
         except ValueError:
             return False
-        while len(start := file.read(8)) == 8:
-            length, kind = struct.unpack(">I4s", start)
+        for kind, _ in png_chunks(file):
             if kind in (b"iCCP", b"tRNS", b"eXIf"):
                 return False
-            text = file.read(min(length, 17)) if kind in (b"tEXt", b"zTXt", b"iTXt") else b""
-            if text.startswith((b"XML:com.adobe.xmp", b"Raw profile type ")):
+            if kind in (b"tEXt", b"zTXt", b"iTXt") and file.read(17) in (
+                    b"XML:com.adobe.xmp", b"Raw profile type "):
                 return False
-            file.seek(length + 4 - len(text), os.SEEK_CUR)
     return True
 
 
@@ -162,6 +171,12 @@ def read_rgb(path: str | Path) -> np.ndarray:
     check_pixels(path, *size)
     with naming(path):
         return decode_image_png_u8(data, size, "rgb")  # takes a third of Pillow's time
+
+
+def write_png(path: str | Path, image: np.ndarray, **options: object) -> None:
+    """Write uint8 (H, W, 3) as PNG, so that `path` is never half a file; options: Pillow's."""
+    with replacing(path) as temporary:
+        Image.fromarray(np.ascontiguousarray(image)).save(temporary, "PNG", **options)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ cropped here. A no-reference metric ("nr") is f(images) -> (N,), up = better.
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +26,17 @@ CROP_BORDER = 4  # pixels per side, for full-reference metrics (HGGT)
 def to_8bit(x: Tensor) -> Tensor:
     """(..., H, W) in [0, 1] -> float64 whole numbers 0..255; values outside are clipped."""
     return x.double().clamp(0, 1).mul(255).round()
+
+
+def as_tensor(image: np.ndarray, device: torch.device) -> Tensor:
+    """uint8 (H, W, 3) -> (1, 3, H, W) float in [0, 1]."""
+    x = torch.from_numpy(image.copy()).to(device)
+    return x.permute(2, 0, 1)[None].float() / 255
+
+
+def as_image(x: Tensor) -> np.ndarray:
+    """(1, 3, H, W) in [0, 1] -> uint8 (H, W, 3)."""
+    return to_8bit(x[0]).byte().permute(1, 2, 0).cpu().numpy()
 
 
 def crop(x: Tensor, border: int) -> Tensor:

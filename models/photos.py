@@ -22,6 +22,7 @@ plane per channel, which OpenCV mixes up.
 import contextlib
 import io
 import math
+import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -43,7 +44,7 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from models.checkpoint import one_line, replacing
-from models.images import is_plain_png, open_image, read_rgb
+from models.images import is_plain_png, open_image, png_chunks, read_rgb
 
 GREY_MODES = ("1", "L", "LA", "I;16", "I;16B")  # Pillow's
 MODES = (*GREY_MODES, "P", "PA", "RGB", "RGBX", "RGBA", "YCbCr")
@@ -93,10 +94,17 @@ def read_photo(path: str | Path) -> Photo:
     FileNotFoundError if there is none."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such image")
+    with _opened(path) as image:
+        image.load()
+        return _decode(image, Path(path))
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """Pillow's image; ValueError naming the file for all that goes wrong with it."""
     try:
         with open_image(path) as image:
-            image.load()
-            return _decode(image, Path(path))
+            yield image
     except Exception as error:  # a broken file makes Pillow raise almost anything
         reason = one_line(error).removeprefix(f"{path}: ")
         raise ValueError(f"{path}: not a readable photo ({reason})") from error
@@ -164,15 +172,12 @@ def _png_chunks(path: Path) -> bytes:
     """The chunks of PNG_CHUNKS before the pixels, as they stand in the file."""
     chunks = b""
     with open(path, "rb") as file:
-        file.seek(8)
-        while len(start := file.read(8)) == 8:
-            length, kind = struct.unpack(">I4s", start)
+        for kind, length in png_chunks(file):
             if kind == b"IDAT":
                 break
             if kind in PNG_CHUNKS:
-                chunks += start + file.read(length + 4)
-            else:
-                file.seek(length + 4, 1)
+                file.seek(-8, os.SEEK_CUR)  # its length and kind
+                chunks += file.read(length + 12)
     return chunks
 
 
@@ -229,18 +234,14 @@ def photo_size(path: str | Path) -> tuple[int, int]:
 
     Raises ValueError naming the file unless `read_srgb` accepts its header.
     """
-    try:
-        with open_image(path) as image:
-            mode, _ = _mode_and_bits(image, Path(path))
-            if image.format == "TIFF":
-                image.load()  # turns it
-            _, orientation = _exif_and_orientation(image)
-            if profile := image.info.get("icc_profile"):
-                _to_srgb(Image.new("L" if mode in GREY_MODES else "RGB", (1, 1)), profile)
-            return image.size if orientation > 4 else image.size[::-1]
-    except Exception as error:
-        reason = one_line(error).removeprefix(f"{path}: ")
-        raise ValueError(f"{path}: not a readable photo ({reason})") from error
+    with _opened(path) as image:
+        mode, _ = _mode_and_bits(image, Path(path))
+        if image.format == "TIFF":
+            image.load()  # turns it
+        _, orientation = _exif_and_orientation(image)
+        if profile := image.info.get("icc_profile"):
+            _to_srgb(Image.new("L" if mode in GREY_MODES else "RGB", (1, 1)), profile)
+        return image.size if orientation > 4 else image.size[::-1]
 
 
 def read_srgb(path: str | Path) -> np.ndarray:

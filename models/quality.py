@@ -56,7 +56,7 @@ def image_quality(args: argparse.Namespace, sets: MultiGT) -> np.ndarray:
 
     Scored once, shared among the ranks, and kept in `score_folder`.
     """
-    folder = score_folder(args, sets)
+    folder = score_folder(sets, args.out)
     paths, scores = np.array(sets.paths, object), []
     for name in args.iqa:
         check_side(name, int(sets.sizes.min()))
@@ -135,12 +135,12 @@ def patch_scale(args: argparse.Namespace, sets: MultiGT, metrics: MeanOfMetrics)
 # ------------------------------------------------------------------------- the data
 
 
-def score_folder(args: argparse.Namespace, sets: MultiGT) -> Path:
-    """Where a data set's scores and hashes are kept: <data>/.scores, or in the run folder where the
-    data is read-only."""
+def score_folder(sets: MultiGT, out: str | Path) -> Path:
+    """Where a data set's scores and hashes are kept: <data>/.scores, or out/.scores where the data
+    is read-only."""
     folder = Path(sets.root, ".scores")
     writable = os.access(folder if folder.exists() else sets.root, os.W_OK)
-    return folder if writable else Path(args.out, ".scores")
+    return folder if writable else Path(out, ".scores")
 
 
 def image_digest(sets: MultiGT, folder: Path) -> str:

@@ -25,7 +25,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
@@ -41,6 +40,7 @@ from models.checkpoint import (
     write_csv,
 )
 from models.distributed import Interrupt, agree, any_rank, cleanup, from_rank_zero, gather
+from models.images import write_png
 from models.validation import Validation
 
 if TYPE_CHECKING:
@@ -379,8 +379,7 @@ class TrainingLog:
 
     def images(self, step: int, image: np.ndarray) -> None:
         """image: uint8 (H, W, 3)"""
-        with replacing(self.out / "samples" / f"{step:06d}.png") as temporary:
-            Image.fromarray(image).save(temporary, "PNG")
+        write_png(self.out / "samples" / f"{step:06d}.png", image)
         if board := self._writer():
             board.add_image("samples", image, step, dataformats="HWC")
             board.flush()

@@ -6,11 +6,11 @@ and LPIPS where its weights are available.
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from models.flags import refuse
 from models.images import read_rgb
-from models.metrics import load_metrics, to_8bit
+from models.metrics import as_tensor, load_metrics, to_8bit
 from models.testset import find_hggt_test
 
 FIDELITY = {"psnr": "psnr", "ssim": "ssim", "lpips": "lpips"}  # columns of val.csv
@@ -40,13 +40,11 @@ class Validation:
         """The mean of each column."""
         rows = []
         for lq, gt in self.pairs:
-            sr = to_8bit(net(self._tensor(lq)).float()).float() / 255
-            row = [metric(sr, self._tensor(gt)).item() for _, metric in self.metrics.values()]
+            sr = to_8bit(net(as_tensor(lq, self.device)).float()).float() / 255
+            target = as_tensor(gt, self.device)
+            row = [metric(sr, target).item() for _, metric in self.metrics.values()]
             rows.append(row + ([] if self.quality is None else [self.quality(sr).item()]))
         return np.mean(rows, 0).tolist()
-
-    def _tensor(self, image: np.ndarray) -> Tensor:
-        return torch.from_numpy(image.copy()).permute(2, 0, 1)[None].to(self.device).float() / 255
 
     def passes(self, scores: list[float], base: list[float], guard: float) -> bool:
         """Whether fidelity has not fallen: PSNR by `guard` dB at most, LPIPS risen by 2 % at most.

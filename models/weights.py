@@ -25,7 +25,7 @@ def load_net(path: str | Path) -> nn.Module:
     SwinIR and RRDBNet are this project's; other networks from RGB to RGB are spandrel's, where it
     is installed. Raises ValueError for anything else, and for other scales.
     """
-    state, kind = _network_in(read_state(path), path)
+    state, kind = read_network(path)
     net = _build(kind, state, path) if kind else _build_other(state, path)
     return net.eval().requires_grad_(False)
 
@@ -50,15 +50,14 @@ def _build_other(state: dict[str, Tensor], path: str | Path) -> nn.Module:
     return found.model
 
 
-def _network_in(
-    state: dict[str, Tensor], path: str | Path
-) -> tuple[dict[str, Tensor], type | None]:
-    """The weights that a SwinIR or an RRDBNet begins with, and which; None where there is none.
+def read_network(path: str | Path) -> tuple[dict[str, Tensor], type | None]:
+    """The weights in a file and whether they are a SwinIR's or an RRDBNet's; None: neither.
 
     Trainers such as Lightning put an attribute's name before each key, as net_g.conv_first.weight,
     and save other networks beside it. Averaged weights (ema in the name) are preferred. Raises
     ValueError where several networks are left to choose from.
     """
+    state = read_state(path)
     names = dict.fromkeys(key.partition(".")[0] for key in state)
     found = {}
     for prefix in ("", *(f"{name}." for name in names)):
@@ -79,7 +78,7 @@ def load_like(net: nn.Module, path: str | Path, flag: str) -> nn.Module:
     flag: what asked for that network, for the message, as "--net swinir".
     """
     kind = type(net)
-    state, found = _network_in(read_state(path), path)
+    state, found = read_network(path)
     if found is not kind:
         raise ValueError(f"{path}: not a {kind.__name__}, which {flag} is")
     loaded = _build(kind, state, path)

@@ -1,6 +1,5 @@
 """models/images.py, and photos as data: which files count, and what is read of them."""
 
-import argparse
 import io
 import os
 import struct
@@ -338,8 +337,7 @@ def test_an_orientation_anywhere_in_a_png_counts(tmp_path):
 def test_scores_of_another_users_folder_are_kept_in_the_run(tmp_path, monkeypatch):
     make_hggt(tmp_path / "HGGT", n=1)
     sets = load_sets(tmp_path / "HGGT")
-    args = argparse.Namespace(out=str(tmp_path / "run"))
-    assert score_folder(args, sets) == tmp_path / "HGGT/.scores"
+    assert score_folder(sets, tmp_path / "run") == tmp_path / "HGGT/.scores"
     (tmp_path / "HGGT/.scores").mkdir()
     monkeypatch.setattr(os, "access", lambda path, mode: not str(path).endswith(".scores"))
-    assert score_folder(args, sets) == tmp_path / "run/.scores"
+    assert score_folder(sets, tmp_path / "run") == tmp_path / "run/.scores"

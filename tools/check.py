@@ -31,8 +31,8 @@ from models.flags import integer, new_parser, refuse
 from models.hggt import check_data, load_sets
 from models.iqa import PREFETCH
 from models.metrics import load_metric, pyiqa_name
-from models.quality import image_digest
-from models.samplers import LABELLED, SCORING
+from models.quality import image_digest, score_folder
+from models.samplers import LABELLED
 from models.testset import find_hggt_test, find_realsr
 from models.weights import prefetch
 
@@ -170,7 +170,7 @@ def training_needs(args: argparse.Namespace, written: set[str]) -> Iterator[Chec
         yield check_init, args.net or "auto", args.init
     if args.init_d and str(Path(args.init_d).parent) not in written:
         yield check_discriminator, args.net or train_sr.net_in(args.init), args.init_d
-    if args.sampler in SCORING or getattr(args, "lambda_q", 0):
+    if train_sr.uses_quality(args):
         yield from ((check_metric, name) for name in args.iqa)
     if args.lambda_p and args.perceptual == "vgg19":
         yield check_metric, "vgg19"
@@ -210,7 +210,7 @@ def main(args: argparse.Namespace) -> None:
     problems = check_data(args.data)
     if args.cache and not problems:
         sets = load_sets(args.data)
-        cache = PixelCache(args.cache, sets, image_digest(sets, Path(args.cache)))
+        cache = PixelCache(args.cache, sets, image_digest(sets, score_folder(sets, args.cache)))
         cache.check()
         print(f"{cache.file}: {len(cache.checksums)} images as their checksums say")
     if problems:

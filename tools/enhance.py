@@ -27,7 +27,7 @@ from models.checkpoint import one_line, read_text, replacing, sha256
 from models.distributed import clean_exit
 from models.flags import integer, new_parser
 from models.hggt import MultiGT, load_sets
-from models.images import is_system_file, open_image, read_rgb
+from models.images import is_system_file, open_image, read_rgb, write_png
 
 RECORD_FILE = "enhance.json"
 TIFF_BITS_PER_SAMPLE = 258
@@ -172,17 +172,12 @@ def starts(side: int, crop: int) -> list[int]:
 def save_original(path: Path, image: np.ndarray, target: Path) -> None:
     """Write a patch of the image at `path`. An existing file stays, if it is of the same image."""
     if not target.exists():
-        save_png(target, image)
+        write_png(target, image)
         return
     before = read_rgb(target).astype(np.int16)
     if before.shape != image.shape or np.abs(before - image).max() > LARGEST_DIFFERENCE:
         raise ValueError(f"{path}: {target} is of another image; rename this one, or give another "
                          "OUT")
-
-
-def save_png(path: Path, image: np.ndarray) -> None:
-    with replacing(path) as temporary:
-        Image.fromarray(np.ascontiguousarray(image)).save(temporary, "PNG")
 
 
 # ------------------------------------------------------------------------- networks
@@ -234,7 +229,7 @@ def enhance_originals(
     for name, path in tqdm(todo, "enhance", len(pairs), unit="image", initial=done):
         image = read_rgb(path)
         try:
-            save_png(out / name / path.name, restore(nets[name], image))
+            write_png(out / name / path.name, restore(nets[name], image))
         except (RuntimeError, MemoryError) as error:
             raise ValueError(
                 f"{path}: {files[name]} failed at {image.shape[1]}x{image.shape[0]} pixels "

