@@ -30,6 +30,7 @@ from models.distributed import clean_exit, cleanup
 from models.flags import integer, new_parser, number
 from models.lora import add_lora, lora_state, merge_lora
 from models.quality import load_quality
+from models.settings import ema_checkpoint
 
 # PAPER: Sec. 8.3. SwinIR: the MLPs, rank 48, lr 5e-6 halved at 5,000 steps;
 # RealESRGAN: the convolutions inside the RRDBs, rank 24, lr 5e-5.
@@ -81,7 +82,7 @@ def main(args: argparse.Namespace) -> None:
         out = Path(args.out)
         adapters = lora_state(net_ema)
         check_finite(adapters, f"{out}: the adapters are not written")
-        merged = train_sr.ema_checkpoint(merge_lora(net_ema), args)
+        merged = ema_checkpoint(merge_lora(net_ema), args)
         if not args.full:
             save_atomic(
                 {

@@ -24,9 +24,7 @@ import argparse
 import copy
 import functools
 import os
-import re
 import sys
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,7 +36,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from models.cache import PixelCache
-from models.checkpoint import check_finite, file_digest, save_atomic
+from models.checkpoint import save_atomic
 from models.dataset import MultiGTDataset, StepBatchSampler, check_patch_size
 from models.degradations import degrade_patch, usm_sharpen
 from models.discriminator import UNetDiscriminatorSN
@@ -50,21 +48,30 @@ from models.distributed import (
     rank_zero_first,
     start_worker,
 )
-from models.flags import SEED, integer, new_parser, number
+from models.flags import SEED, integer, new_parser, number, perceptual
 from models.hggt import MultiGT, is_flat_folder, load_sets
+from models.iqa import FrozenMetric
 from models.losses import VGG19Loss, gan_loss_d, gan_loss_g, laplacian_loss
 from models.quality import (
     data_digest,
     image_digest,
     image_quality,
+    in_tf32,
     load_quality,
     score_folder,
 )
-from models.rrdb import RRDBNet
+from models.rrdb import ResidualDenseBlock, RRDBNet
 from models.run import TrainingRun
-from models.samplers import LABELLED, SAMPLERS, SCORING, choose_argmax, sampling_weights
-from models.scores import cache_stem
-from models.swinir import SwinIR, stochastic_depth
+from models.samplers import LABELLED, SAMPLERS, FastArgmax, choose_argmax, sampling_weights
+from models.settings import (
+    ema_checkpoint,
+    run_folder,
+    run_settings,
+    summary,
+    trained_by,
+    uses_quality,
+)
+from models.swinir import SwinBlock, SwinIR, stochastic_depth
 from models.validation import Validation
 from models.weights import (
     load_discriminator,
@@ -75,11 +82,6 @@ from models.weights import (
 )
 
 LOSSES = ("l_pix", "l_percep", "l_adv", "l_d", "l_iqa")  # of Eq. 1 and 5, columns of log.csv
-RECIPE = 3  # raised when the same settings train differently: older runs cannot resume
-# Flags that do not decide the result
-MACHINE = ("device", "rank", "world", "any_size", "num_workers", "save_every", "sample_every",
-           "val", "checkpoint_reward")
-
 # PAPER: Sec. 5, 8.2 (HGGT's settings). The `_tiny` nets are the demo's: minutes on a CPU.
 PRESETS = {
     "swinir": {
@@ -155,12 +157,17 @@ def discriminator_loss(net_d: nn.Module, sr: Tensor, gt: Tensor) -> Tensor:
     return gan_loss_d(net_d(gt).float(), net_d(sr.detach()).float())
 
 
-def optimise(optim: torch.optim.Optimizer, loss: Tensor, lr: float) -> None:
-    """One step of an optimiser with one group of parameters."""
+def split(batch: dict[str, Tensor], count: int) -> list[dict[str, Tensor]]:
+    """A batch in `count` equal parts, whose mean gradients are the batch's."""
+    parts = zip(*(values.chunk(count) for values in batch.values()), strict=True)
+    return [dict(zip(batch, part, strict=True)) for part in parts]
+
+
+def update(optim: torch.optim.Optimizer, lr: float) -> None:
+    """One step of an optimiser with one group of parameters, whose gradients it drops."""
     optim.param_groups[0]["lr"] = lr
-    optim.zero_grad(set_to_none=True)
-    loss.backward()
     optim.step()
+    optim.zero_grad(set_to_none=True)
 
 
 def lr_at(step: int, base: float, milestones: list[int]) -> float:
@@ -206,6 +213,7 @@ def fit(
         net_d.to(device, memory_format=torch.channels_last)
         optim_d = adam(net_d.parameters(), lr=args.lr_d)
     ddp_g, ddp_d = wrap(net_g, args), wrap(net_d, args)  # for the gradients; the bare ones else
+    set_backends(args)
 
     # Losses
     percep = perceptual_loss(args) if args.lambda_p > 0 else None
@@ -225,6 +233,11 @@ def fit(
     # Quality models and data
     quality = load_quality(args, sets, run.extra) if args.sampler == "amo" else None
     reward = make_reward(run.extra) if make_reward else None
+    choose = functools.partial(choose_argmax, iqa=quality)
+    if args.fast_amo:
+        choose = FastArgmax(in_tf32(quality), quality)
+    if args.compile:
+        compile_blocks(net_g, net_d, percep, quality)
     validation = Validation(*args.val, quality or reward, device) if args.val else None
     loader = make_loader(args, sets, images, run.done + 1, stage_one)
     if args.rank == 0:
@@ -234,32 +247,39 @@ def fit(
     if validation and not run.done:
         run.validate(0, validation, args.guard)
     for step, batch in run.steps(loader, functools.partial(describe, loader)):
-        lq = batch["lq"].to(device, non_blocking=True).float() / 255  # (N, 3, h, w)
-        gts = batch["gts"].to(device, non_blocking=True).float() / 255  # (N, K or 1, 3, H, W)
-        choice = batch["choice"].to(device, non_blocking=True)
-        if args.sampler == "amo":
-            choice = choose_argmax(gts, quality)
-            gt = gts[torch.arange(len(gts), device=device), choice]
-        else:
-            gt = gts[:, 0]
+        lr, lr_d = (lr_at(step, base, args.milestones) for base in (args.lr, args.lr_d))
+        parts = split(batch, args.accumulate)  # one part: the batch
+        for part in parts:
+            lq = part["lq"].to(device, non_blocking=True).float() / 255  # (N, 3, h, w)
+            gts = part["gts"].to(device, non_blocking=True).float() / 255  # (N, K or 1, 3, H, W)
+            choice = part["choice"].to(device, non_blocking=True)
+            if args.sampler == "amo":
+                choice = choose(gts)
+                gt = gts[torch.arange(len(gts), device=device), choice]
+            else:
+                gt = gts[:, 0]
 
-        lr = lr_at(step, args.lr, args.milestones)
-        depth = ()  # what multiplies SwinIR's residual branches
-        if preset["drop_path"]:
-            depth = stochastic_depth(args.seed, batch["draw"].tolist(), net_g.depths,
-                                     preset["drop_path"]).to(device),
-        with autocast():  # with --bf16; float16 would overflow in SwinIR
-            sr = ddp_g(lq, *depth).float()  # (N, 3, H, W)
-            losses = generator_losses(sr, gt, net_d, percep, reward)
-        optimise(optim_g, sum(weight * losses[name] for name, weight in lambdas.items()), lr)
+            depth = ()  # what multiplies SwinIR's residual branches
+            if preset["drop_path"]:
+                depth = stochastic_depth(args.seed, part["draw"].tolist(), net_g.depths,
+                                         preset["drop_path"]).to(device),
+            with autocast():  # with --bf16; float16 would overflow in SwinIR
+                sr = ddp_g(lq, *depth).float()  # (N, 3, H, W)
+                losses = generator_losses(sr, gt, net_d, percep, reward)
+            total = sum(weight * losses[name] for name, weight in lambdas.items())
+            (total / args.accumulate).backward()
+            part |= {"lq": lq, "sr": sr.detach(), "gt": gt, "choice": choice, "losses": losses}
+        update(optim_g, lr)
 
         if net_d is not None:
-            with autocast():
-                losses["l_d"] = discriminator_loss(ddp_d, sr, gt)
-            optimise(optim_d, losses["l_d"], lr_at(step, args.lr_d, args.milestones))
+            for part in parts:
+                with autocast():
+                    part["losses"]["l_d"] = discriminator_loss(ddp_d, part["sr"], part["gt"])
+                (part["losses"]["l_d"] / args.accumulate).backward()
+            update(optim_d, lr_d)
 
         ema_update(net_ema, net_g, ema_decay_at(step, args.ema_decay, args.ema_warmup))
-        run.record(step, lr, losses, choice, lq, gt)
+        run.record(step, lr, parts)
         if validation and (step % args.val_every == 0 or step == args.steps):
             run.validate(step, validation, args.guard)
     run.restore_good()
@@ -323,8 +343,9 @@ def perceptual_loss(args: argparse.Namespace) -> Callable[[Tensor, Tensor], Tens
     """That of --perceptual: (sr, gt), each (N, 3, H, W) -> scalar."""
     if args.perceptual == "laplacian":
         return laplacian_loss
-    loss = VGG19Loss(rank_zero_first(vgg19_state))  # rank 0 may download the weights
-    return loss.to(args.device, memory_format=torch.channels_last)
+    file = args.perceptual.partition("@")[2]
+    state = rank_zero_first(lambda: vgg19_state(file))  # rank 0 may download the weights
+    return VGG19Loss(state).to(args.device, memory_format=torch.channels_last)
 
 
 def make_loader(
@@ -357,22 +378,25 @@ def gt_weights(args: argparse.Namespace, sets: MultiGT) -> np.ndarray | None:
     return sampling_weights(args.sampler, sets.labels, quality, args.tau, shape)
 
 
-def summary(args: argparse.Namespace, net_g: nn.Module, sets: MultiGT, lambdas: dict) -> str:
-    """What a run is, in a few lines."""
-    parameters = sum(p.numel() for p in net_g.parameters())
-    trained = sum(p.numel() for p in net_g.parameters() if p.requires_grad)
-    lr = f"lr {args.lr:g}" + (f", halved after {', '.join(map(str, args.milestones))}"
-                              if args.milestones else "")
-    losses = ", ".join(f"{weight:g} {name}" for name, weight in lambdas.items() if weight)
-    return "\n".join([
-        f"{args.out}: {type(net_g).__name__} of {parameters:,} parameters, {trained:,} of them "
-        f"trained, from {args.init or 'random weights'}; on {args.device}, {args.world} processes",
-        f"  data: {args.data}, {len(sets.names)} sets of {len(sets.paths[0])}; sampler "
-        f"{args.sampler}" + (f"; Q: {' '.join(args.iqa)}" if uses_quality(args) else ""),
-        f"  losses: {losses}" + (f"; perceptual: {args.perceptual}" if args.lambda_p else ""),
-        f"  {args.steps:,} steps of {args.batch_size} patches of {args.patch_size} pixels; {lr}; "
-        f"EMA {args.ema_decay}{' with warm-up' if args.ema_warmup else ''}",
-    ])
+def set_backends(args: argparse.Namespace) -> None:
+    """Let cuDNN search for the fastest convolutions (shapes are fixed), or be deterministic."""
+    torch.backends.cudnn.benchmark = not args.deterministic
+    if args.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def compile_blocks(*modules: nn.Module | Callable | None) -> None:
+    """torch.compile, in place, of the repeated blocks of a generator, and of other modules whole.
+
+    A whole generator would take minutes to compile. The keys of the state dict do not change.
+    """
+    for module in modules:
+        if isinstance(module, nn.Module):
+            blocks = [m for m in module.modules() if isinstance(m, SwinBlock | ResidualDenseBlock)]
+            metrics = [m.net for m in module.modules() if isinstance(m, FrozenMetric)]
+            for part in blocks or metrics or [module]:
+                part.compile(dynamic=False)
 
 
 def wrap(net: nn.Module | None, args: argparse.Namespace) -> nn.Module | None:
@@ -389,88 +413,6 @@ def describe(loader: DataLoader, step: int) -> str:
     draws, dataset = loader.batch_sampler.of_step(step), loader.dataset
     names = ", ".join(dataset.sets.names[dataset.set_of(draw)] for draw in draws)
     return f"draws {draws[0]} to {draws[-1]}: {names}"
-
-
-def run_folder(args: argparse.Namespace, name: str, usual: dict[str, object]) -> str:
-    """The default folder of a run: network, name, and the settings that differ from `usual`.
-
-    name: the run's sampler, stage1, or a fine-tuning's. Files are named by their stem, or by their
-    folder if it is a run's. Longer names than 100 characters end in a checksum.
-    """
-    parts = [f"{args.net}-{name}"]
-    for key, value in vars(args).items():
-        if key in ("data", "init", "init_d") and value:
-            value = os.path.normpath(value)
-        if key not in usual or value == usual[key]:
-            continue
-        if key == "data":
-            value = Path(value).resolve().name
-        if key in ("init", "init_d"):
-            path = Path(value or "none")
-            value = path.parent.name if path.stem in ("net_g_ema", "last") else path.stem
-        if key == "iqa":
-            names = (text.partition("@") for text in value)
-            value = "+".join(metric.replace(":", ".") + (at and f"-{Path(file).stem}")
-                             for metric, at, file in names)
-        if isinstance(value, list):
-            value = "+".join(map(str, value))
-        separator = "-" if isinstance(value, str) else ""
-        shown = "" if value is True else f"{value:g}" if isinstance(value, float) else value
-        parts.append(f"{key.replace('_', '-')}{separator}{shown}")
-    folder = "_".join(parts)
-    if len(folder) > 100:
-        folder = f"{folder[:91]}-{zlib.crc32(folder.encode()):08x}"
-    return f"runs/{folder}"
-
-
-def trained_by(args: argparse.Namespace, name: str) -> str:
-    """The one network of a default folder of this --net and name, for --init.
-
-    Raises FileNotFoundError if there is none, ValueError if there are several.
-    """
-    folders = sorted(p.parent for p in Path("runs").glob(f"{args.net}-{name}*/net_g_ema.pt")
-                     if re.fullmatch(f"{args.net}-{name}(_.*)?", p.parent.name))
-    if not folders:
-        raise FileNotFoundError(f"runs/{args.net}-{name}/net_g_ema.pt: not there; train it first, "
-                                "or give --init FILE (none: random weights)")
-    if len(folders) > 1:
-        files = " ".join(f"{folder}/net_g_ema.pt" for folder in folders)
-        raise ValueError(f"--init is missing; choose one of {files}")
-    return str(folders[0] / "net_g_ema.pt")
-
-
-def uses_quality(args: argparse.Namespace) -> bool:
-    """Whether --iqa decides anything in a run: it chooses the ground truth, or is the reward."""
-    return args.sampler in SCORING or getattr(args, "lambda_q", 0) > 0
-
-
-def run_settings(args: argparse.Namespace, data: str) -> dict:
-    """What decides a run's result, for resuming: flags, with files by name and checksum.
-
-    data: `data_digest`
-    """
-    ignored = (*MACHINE, "out", "steps", "data", "cache")
-    settings = {k: v for k, v in sorted(vars(args).items()) if k not in ignored}
-    for key in ("init", "init_d"):
-        if settings[key]:
-            settings[key] = f"{Path(settings[key]).name} (sha256 {file_digest(settings[key])})"
-    settings["iqa"] = "+".join(map(cache_stem, args.iqa)) if uses_quality(args) else None
-    return settings | {"data": f"of sha256 {data}", "recipe": RECIPE}
-
-
-def ema_checkpoint(net: nn.Module, args: argparse.Namespace) -> dict:
-    """What net_g_ema.pt holds: plain tensors that load on any machine, and what made them.
-
-    evaluate.py reads the settings. They name no folder: equal runs write equal files.
-    Raises ValueError if a weight is not finite.
-    """
-    paths = ("init", "init_d", "out", "data", "cache")
-    settings = {k: v for k, v in sorted(vars(args).items()) if k not in (*MACHINE, *paths)}
-    iqa = [name.partition("@") for name in args.iqa if uses_quality(args)]
-    settings["iqa"] = [name + at + Path(file).name for name, at, file in iqa]
-    state = {k: v.cpu().contiguous() for k, v in net.state_dict().items()}
-    check_finite(state, f"{args.out}: the averaged network is not written")
-    return {"params_ema": state, "settings": settings}
 
 
 # ------------------------------------------------------------------------- main
@@ -524,7 +466,7 @@ def resolve_args(
         "lambda_a": 0.0 if stage_one else 0.1, "perceptual": "vgg19",
         "batch_size": preset["batch_size"], "patch_size": 256, "lr": 2e-4 if stage_one else 1e-4,
         "milestones": preset["stage_one_milestones" if stage_one else "milestones"], "lr_d": None,
-        "ema_decay": 0.999, "ema_warmup": False, "bf16": False, "seed": 0,
+        "accumulate": 1, "ema_decay": 0.999, "ema_warmup": False, "bf16": False, "seed": 0,
     } | (tuning(args) if tuning else {})
     for key, value in usual.items():
         if getattr(args, key) is None:
@@ -550,9 +492,11 @@ def resolve_args(
         raise ValueError(f"--iqa {' '.join(args.iqa)}: a metric twice; name each once")
     if args.patch_size % 8:
         raise ValueError(f"--patch-size {args.patch_size}: must be a multiple of 8")
-    if args.batch_size % args.world:
+    if args.batch_size % (args.world * args.accumulate):
         raise ValueError(f"--batch-size {args.batch_size} is the total: it must be divisible by "
-                         f"the {args.world} processes")
+                         f"the {args.world} processes times --accumulate {args.accumulate}")
+    if args.fast_amo and args.sampler != "amo":
+        raise ValueError(f"--fast-amo: --sampler {args.sampler} scores no patches; leave it out")
     kept = args.ema_decay**args.steps
     if kept > 0.05 and not args.ema_warmup and args.rank == 0:  # about steps < 3 / (1 - decay)
         print(f"warning: --steps {args.steps} are few for --ema-decay {args.ema_decay}: the "
@@ -588,8 +532,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--lambda-p", type=number(0), default=1.0, help="weight of the perceptual loss")
     add("--lambda-a", type=number(0), default=0.1,
         help="weight of the GAN loss; 0: no discriminator")
-    add("--perceptual", choices=("vgg19", "laplacian"), default="vgg19",
-        help="perceptual loss; laplacian needs no weights")
+    add("--perceptual", type=perceptual, default="vgg19", metavar="vgg19[@FILE]|laplacian",
+        help="perceptual loss; torchvision's VGG19, or a file of its weights; laplacian needs none")
     add("--steps", type=integer(1), default=300_000, help="optimiser steps in all")
     add("--batch-size", type=integer(1),
         help="samples per step over all processes (default: the paper's)")
@@ -613,6 +557,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=SEED, default=0, help="seed of weights and draws")
     add("--bf16", action="store_true",
         help="bfloat16 in the networks and VGG19, faster on GPUs that have it; never in --iqa")
+    add("--accumulate", type=integer(1), default=1, metavar="N",
+        help="take each step's batch in N parts, for less memory: equal gradients, but spectral "
+        "norm takes N times as many steps")
+    add("--fast-amo", action="store_true",
+        help="AMO on a GPU: score in TF32, and again in float32 where the best two are close")
+    add("--compile", action="store_true",
+        help="torch.compile of blocks, discriminator, VGG19 and AMO's quality model")
+    add("--deterministic", action="store_true",
+        help="deterministic kernels on a GPU, where there are any; slower")
     add("--num-workers", type=integer(0, 1024),
         help="data worker processes per rank; 0: none (default: its share of the cores, up to 8)")
     add("--log-every", type=integer(1), default=100, help="steps between rows of log.csv")

@@ -7,6 +7,7 @@
 import argparse
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 
 def new_parser(description: str, prog: str | None = None) -> argparse.ArgumentParser:
@@ -58,3 +59,12 @@ class integer(number):
 
 
 SEED = integer(0, 2**32 - 1)
+
+
+def perceptual(text: str) -> str:
+    """A perceptual loss: laplacian, vgg19, or vgg19@FILE with a file of its weights."""
+    name, at, file = text.partition("@")
+    if name not in ("vgg19", "laplacian") or at and (name != "vgg19" or not Path(file).is_file()):
+        raise argparse.ArgumentTypeError(f"{text!r}: must be laplacian, vgg19, or vgg19@FILE with "
+                                         "a file that exists")
+    return text

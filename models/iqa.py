@@ -85,7 +85,8 @@ class FrozenMetric(nn.Module):
 
     Always in eval mode, even inside a parent that trains (in training mode MUSIQ skips its
     normalisation and its patches), and in float32: without autocast (bf16 moves MUSIQ by up to
-    0.55), without TF32. Deterministic: in eval mode pyiqa's multi-crop metrics use a fixed grid.
+    0.55), without TF32 unless `tf32` is set, which moves scores in the third digit. Deterministic:
+    in eval mode pyiqa's multi-crop metrics use a fixed grid.
     files: the weight files, {path: SHA-256}; `weights` lists them for the heads of tables.
     """
 
@@ -101,6 +102,7 @@ class FrozenMetric(nn.Module):
         # pyiqa's MUSIQ makes padding and masks (95 MB for 40 patches of 256 px) on torch's default
         # device, the CPU, and copies them to the GPU, which waits. Make them on the GPU instead.
         self.sets_default_device = "musiq" in name
+        self.tf32 = False
         self.eval()
 
     def train(self, mode: bool = True) -> "FrozenMetric":
@@ -111,7 +113,7 @@ class FrozenMetric(nn.Module):
         grad = self.differentiable and torch.is_grad_enabled()
         device = images[0].device
         with torch.set_grad_enabled(grad), torch.autocast(device.type, enabled=False), \
-                _float32_convolutions(), \
+                _precision(self.tf32), \
                 device if self.sets_default_device else contextlib.nullcontext():
             images = tuple(x.float() for x in images)
             if self.one_by_one:
@@ -142,14 +144,34 @@ class FrozenMetric(nn.Module):
 
 
 @contextlib.contextmanager
-def _float32_convolutions() -> Iterator[None]:
-    """Without TF32, cuDNN's default on GPUs that have it: it moves scores in the third digit."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
+def _precision(tf32: bool) -> Iterator[None]:
+    """With or without TF32 in convolutions (cuDNN's default) and in matrix products."""
+    cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, products.allow_tf32
+    cudnn.allow_tf32 = products.allow_tf32 = tf32
     try:
         yield
     finally:
-        torch.backends.cudnn.allow_tf32 = before
+        cudnn.allow_tf32, products.allow_tf32 = before
+
+
+@functools.cache
+def _prepare_musiq_once() -> None:
+    """Make pyiqa's MUSIQ look up positions once per size, and pad only where a sequence is short.
+
+    pyiqa computes the positions in each call, and appends a whole sequence of zeros (3 MB for each
+    256-pixel patch) to cut it off again. Scores are equal.
+    """
+    from pyiqa.data import multiscale_trans_util as musiq
+
+    def pad(x: Tensor, length: int) -> Tensor:
+        return torch.nn.functional.pad(x, (0, max(0, length - x.shape[-1])))[:, :, :length]
+
+    positions = musiq.get_hashed_spatial_pos_emb_index
+    on_device = functools.lru_cache(64)(lambda device, *size: positions(*size))
+    musiq.get_hashed_spatial_pos_emb_index = lambda *size: on_device(torch.get_default_device(),
+                                                                     *size)
+    musiq._pad_or_cut_to_max_seq_len = pad
 
 
 def load_iqa(name: str, device: str | torch.device, differentiable: bool = False) -> FrozenMetric:
@@ -208,6 +230,7 @@ def random_musiq(seed: int = 0) -> nn.Module:
     """MUSIQ (27 M parameters) with random weights, for tests: "models.iqa:random_musiq"."""
     from pyiqa.archs.musiq_arch import MUSIQ
 
+    _prepare_musiq_once()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = MUSIQ(pretrained=False)
@@ -302,6 +325,8 @@ def _build_pyiqa(name: str, weights: str, device: str | torch.device) -> tuple[n
         # pyiqa prints to stdout, where the scripts print their tables
         with contextlib.redirect_stdout(sys.stderr if online() else io.StringIO()), _guard(files):
             net = InferenceModel(name, device=torch.device(device), **options).net
+        if _family(name) == "musiq":
+            _prepare_musiq_once()
     except RefusedFile:
         raise
     except Exception as error:  # urllib, huggingface_hub, timm and torch each raise their own

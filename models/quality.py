@@ -8,7 +8,7 @@ import argparse
 import functools
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,7 +20,7 @@ from models.dataset import MultiGTDataset
 from models.distributed import gather, rank_zero_first
 from models.flags import refuse
 from models.hggt import MultiGT
-from models.iqa import load_iqa, min_side
+from models.iqa import FrozenMetric, load_iqa, min_side
 from models.scores import file_hashes, score_images
 
 CALIBRATION_DRAWS = 128  # whose ground-truth patches give the scale of several metrics
@@ -49,6 +49,22 @@ def load_quality(
         saved["iqa_scale"] = torch.tensor(scale, dtype=torch.float32)
     mean.scale = saved["iqa_scale"].to(args.device)
     return mean
+
+
+def in_tf32(quality: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The same quality model, (N, 3, H, W) -> (N,), with TF32 where the GPU has it."""
+    metrics = [m for m in quality.modules() if isinstance(m, FrozenMetric)]
+
+    def score(images: Tensor) -> Tensor:
+        for metric in metrics:
+            metric.tf32 = True
+        try:
+            return quality(images)
+        finally:
+            for metric in metrics:
+                metric.tf32 = False
+
+    return score
 
 
 def image_quality(args: argparse.Namespace, sets: MultiGT) -> np.ndarray:

@@ -3,7 +3,7 @@
     run = TrainingRun(args, {"params": net_g, "optim_g": optim_g, ...}, LOSSES, members=5, settings)
     for step, batch in run.steps(loader, describe):
         ...
-        run.record(step, lr, losses, choice, lq, gt)
+        run.record(step, lr, parts)
 """
 
 import argparse
@@ -147,16 +147,15 @@ class TrainingRun:
         if self.extra.get("good"):
             self.state["params_ema"].load_state_dict(self.extra["good"])
 
-    def record(
-        self, step: int, lr: float, losses: dict[str, Tensor], choice: Tensor,
-        lq: Tensor, gt: Tensor,
-    ) -> None:
+    def record(self, step: int, lr: float, parts: Sequence[dict]) -> None:
         """Note a step: a row of log.csv every args.log_every steps, the mean since the last one.
 
-        choice: (N,) which ground truth, of gt (N, 3, H, W), each sample learnt from
+        parts: of the batch, each with lq and gt (N, 3, ., .), choice (N,), which ground truth each
+        sample learnt from, and losses by name
         """
-        args = self.args
-        self.parts = torch.stack([losses[name].detach() for name in self.losses])
+        args, choice = self.args, torch.cat([part["choice"] for part in parts])
+        self.parts = sum(torch.stack([part["losses"][name].detach() for name in self.losses])
+                         for part in parts) / len(parts)
         shares = F.one_hot(choice, self.members).double().mean(0)
         self.meter += torch.cat([self.meter.new_ones(1), self.parts.double(), shares])
         if step % args.log_every == 0 or step == args.steps:
@@ -172,9 +171,10 @@ class TrainingRun:
                 if self.bar.disable:
                     self._print_progress(step, named)
         if args.rank == 0 and args.sample_every and step % args.sample_every == 0:
+            lq, gt = (parts[0][name][:SAMPLES] for name in ("lq", "gt"))
             with torch.no_grad():
-                sr = self.state["params_ema"](lq[:SAMPLES])
-            self.log.images(step, sample_rows(lq[:SAMPLES], sr, gt[:SAMPLES]))
+                sr = self.state["params_ema"](lq)
+            self.log.images(step, sample_rows(lq, sr, gt))
 
     def _print_progress(self, step: int, named: dict[str, str]) -> None:
         seconds = (time.monotonic() - self.started) / (step - self.done)

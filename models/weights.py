@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from models.checkpoint import check_finite, load_file, one_line, read_state
 from models.iqa import PREFETCH, checked_digest, load_fr, load_iqa, online
-from models.losses import VGG19_URL
+from models.losses import VGG19_URL, VGG19Loss
 from models.rrdb import RRDBNet
 from models.swinir import SwinIR
 
@@ -109,11 +109,20 @@ def load_discriminator(net_d: nn.Module, path: str | Path) -> None:
     check_finite(net_d.state_dict(), path)
 
 
-def vgg19_state() -> dict[str, Tensor]:
-    """torchvision's VGG19 for VGG19Loss, from the torch hub cache or downloaded into it.
+def vgg19_state(file: str = "") -> dict[str, Tensor]:
+    """torchvision's VGG19 for VGG19Loss: of a file, or from the torch hub cache or downloaded into
+    it.
 
-    Raises FileNotFoundError if it is missing and cannot be downloaded, ValueError if it is damaged.
+    Raises FileNotFoundError if it is missing and cannot be downloaded, ValueError if it is damaged
+    or not VGG19's.
     """
+    if file:
+        state = read_state(file)
+        try:
+            VGG19Loss(state)
+        except RuntimeError as error:
+            raise ValueError(f"{file}: not the weights of torchvision's VGG19") from error
+        return state
     path = Path(torch.hub.get_dir(), "checkpoints", os.path.basename(VGG19_URL))
     if not path.is_file():
         try:

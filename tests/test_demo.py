@@ -26,6 +26,7 @@ from demo import data, quality, report, run
 from demo.nets import start_as_interpolation
 from models.checkpoint import read_csv, save_atomic, write_csv
 from models.hggt import load_sets
+from models.settings import ema_checkpoint
 from models.testset import find_realsr
 from paper import user_study
 from train_sr import PRESETS
@@ -493,7 +494,7 @@ def test_all_rows_are_those_of_table_7():
             assert (args.lambda_q and args.iqa[0].split("@")[0]) == metric[paper[name]["nr_metric"]]
             assert bool(args.init_d) == (args.lambda_a > 0)
             # The demo's Table 7 names the demo's own quality models
-            settings = train_sr.ema_checkpoint(torch.nn.Linear(1, 1), args)["settings"]
+            settings = ema_checkpoint(torch.nn.Linear(1, 1), args)["settings"]
             metric = {"-": "-", "musiq": "q", "paq2piq": "judge"}[paper[name]["nr_metric"]]
             assert evaluate.setting_cells(settings) == [
                 metric, paper[name]["lambda_a"], paper[name]["no_human_labels"]]

@@ -26,6 +26,7 @@ from models.checkpoint import read_settings, save_atomic
 from models.iqa import MetricUnavailable, load_iqa
 from models.rrdb import RRDBNet
 from models.scores import score_images
+from models.settings import ema_checkpoint
 from models.swinir import SwinIR
 
 OWN_METRIC = """
@@ -434,7 +435,7 @@ def main(*args: str) -> None:
 
 def trained(net: torch.nn.Module, path: Path, script: ModuleType, *flags: str) -> str:
     """A checkpoint as a training script writes it with these flags."""
-    save_atomic(train_sr.ema_checkpoint(net, script.parse_args(list(flags))), path)
+    save_atomic(ema_checkpoint(net, script.parse_args(list(flags))), path)
     return str(path)
 
 

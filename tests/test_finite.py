@@ -182,13 +182,13 @@ def test_an_average_that_is_not_finite_is_not_saved(folder, monkeypatch):
 
 def test_moments_that_are_not_finite_are_not_saved(folder, monkeypatch):
     """An infinite second moment stops a weight for ever, which stays finite."""
-    real = train_sr.optimise
+    real = train_sr.update
 
-    def optimise(optim, loss, lr):
-        real(optim, loss, lr)
+    def update(optim, lr):
+        real(optim, lr)
         next(iter(optim.state.values()))["exp_avg_sq"].fill_(torch.inf)
 
-    monkeypatch.setattr(train_sr, "optimise", optimise)
+    monkeypatch.setattr(train_sr, "update", update)
     with pytest.raises(ValueError, match=r"step 2: not finite: Adam.state.0.exp_avg_sq"):
         train(train_sr, folder, monkeypatch, "--out", "moments")
     assert not list((folder / "moments").glob("*.pt"))

@@ -113,3 +113,41 @@ def test_deepcopy_keeps_adapters_separate():
     twin = copy.deepcopy(net)
     perturb(net)
     assert all(v.abs().sum() == 0 for k, v in lora_state(twin).items() if "lora_b" in k)
+
+
+@pytest.mark.parametrize("case", [0, 1])
+def test_products_of_one_shape_are_computed_at_once(case):
+    net, targets, count = list(nets())[case]
+    add_lora(net, targets, rank=3)
+    perturb(net)
+    assert sum(map(len, net.lora_groups)) == count and len(net.lora_groups) <= 5
+    x = torch.rand(1, 3, 16, 16)
+    grouped = net(x)
+    grouped.square().mean().backward()
+    grads = {n: p.grad.clone() for n, p in net.named_parameters() if p.grad is not None}
+    assert all(adapter.update is None for group in net.lora_groups for adapter in group)
+
+    net.zero_grad()
+    groups, net.lora_groups = net.lora_groups, []  # each adapter by itself
+    single = net(x)
+    single.square().mean().backward()
+    assert torch.allclose(grouped, single, atol=1e-6)
+    for name, grad in grads.items():
+        assert torch.allclose(net.get_parameter(name).grad, grad, rtol=1e-4, atol=1e-7), name
+    net.lora_groups = groups
+
+
+def test_a_deep_copy_computes_with_its_own_adapters_and_merging_leaves_no_hooks():
+    net, targets, _ = next(nets())
+    add_lora(net, targets, rank=3)
+    perturb(net)
+    other = copy.deepcopy(net)
+    perturb(other)
+    x = torch.rand(1, 3, 16, 16)
+    assert not torch.allclose(net(x), other(x), atol=1e-4)
+    before = other(x)
+    merge_lora(other)
+    assert not other._forward_pre_hooks and not other._forward_hooks
+    assert not hasattr(other, "lora_groups")
+    assert torch.allclose(other(x), before, atol=1e-5)
+    assert net._forward_pre_hooks  # the copy's merging is its own

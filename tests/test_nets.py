@@ -515,3 +515,38 @@ def test_a_dropped_branch_adds_nothing_and_a_kept_one_is_scaled():
         block.mlp.fc2.weight.mul_(1.25)
         block.mlp.fc2.bias.mul_(1.25)
         torch.testing.assert_close(net(x)[1], mixed[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("masked", [False, True])
+def test_fused_attention_equals_the_plain_one(dtype, masked):
+    generator = torch.Generator().manual_seed(0)
+    b, n, h, t, d = 2, 4, 3, 64, 30  # heads of 30 channels, as the paper's SwinIR
+    q, k, v = (torch.randn(b, n, h, t, d, generator=generator) for _ in range(3))
+    bias = torch.randn(h, t, t, generator=generator)
+    if masked:
+        mask = swinir.shifted_window_mask(16, 16, 8)
+        bias = bias + mask[:, None]
+    results = {}
+    for function in (swinir.plain_attention, swinir.fused_attention):
+        inputs = [x.to(dtype).requires_grad_() for x in (0.2 * q, k, v, bias)]
+        output = function(*inputs)
+        (output.float() * torch.linspace(-1, 1, d)).sum().backward()
+        results[function] = output.float(), *(x.grad.float() for x in inputs)
+    tolerance = 1e-5 if dtype == torch.float32 else 0.05
+    for plain, fused in zip(*results.values(), strict=True):
+        assert plain.shape == fused.shape
+        assert (plain - fused).abs().max() <= tolerance * max(1, plain.abs().max())
+
+
+@pytest.mark.parametrize("device, expected", [("cpu", "plain_attention"),
+                                              ("cuda", "fused_attention")])
+def test_a_gpu_takes_the_fused_attention(monkeypatch, device, expected):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    monkeypatch.setattr(swinir, expected, lambda q, k, v, bias: 0 * v)  # the other would refuse
+    monkeypatch.setattr(swinir, ({"plain_attention", "fused_attention"} - {expected}).pop(), None)
+    with FakeTensorMode(), torch.device(device):
+        attention = swinir.WindowAttention(60, 8, 2)
+        x = attention(torch.rand(2, 4, 64, 60), swinir.shifted_window_mask(16, 16, 8))
+    assert x.shape == (2, 4, 64, 60)

@@ -26,6 +26,7 @@ from models.iqa import FrozenMetric
 from models.quality import (
     MeanOfMetrics,
     image_quality,
+    in_tf32,
     mean_standardised,
     scale_of,
 )
@@ -438,7 +439,8 @@ def test_reward_by_single_images_gives_the_same_step():
         optim, lq = torch.optim.SGD(net.parameters(), 0.1), torch.rand(3, 3, 16, 16)
         reward = finetune_lora.OneByOne(Reward()) if single else Reward()
         losses = train_sr.generator_losses(net(lq), torch.rand(3, 3, 64, 64), None, None, reward)
-        train_sr.optimise(optim, losses["l_pix"] + 5 * losses["l_iqa"], lr=0.1)
+        (losses["l_pix"] + 5 * losses["l_iqa"]).backward()
+        train_sr.update(optim, lr=0.1)
         weights.append([losses["l_iqa"], *net.parameters()])
     assert calls == [3, *[1] * 6]  # each image again in the backward pass
     for a, b in zip(*weights, strict=True):
@@ -467,18 +469,21 @@ def test_the_discriminator_sees_real_and_fake_in_two_passes():
     assert sr.grad is None and net.conv1.weight_orig.grad.abs().sum() > 0
 
 
-def test_the_quality_model_never_uses_tf32(monkeypatch):
+def test_the_quality_model_uses_no_tf32_unless_asked(monkeypatch):
     class Flag(nn.Module):
         def forward(self, x):
-            seen.append(torch.backends.cudnn.allow_tf32)
+            seen.append((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
             return x.mean((1, 2, 3))
 
     seen = []
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # PyTorch's default, HGGT's too
-    FrozenMetric(Flag(), "flag:flag")(torch.rand(1, 3, 8, 8))
+    metric, x = FrozenMetric(Flag(), "flag:flag"), torch.rand(1, 3, 8, 8)
+    in_tf32(metric)(x)
+    metric(x)
+    assert seen == [(True, True), (False, False)] and torch.backends.cudnn.allow_tf32
     args = train_sr.parse_args(["--sampler", "amo", "--init", "none"])
     train_sr.resolve_args(args)
-    assert seen == [False] and torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.allow_tf32  # nor does it change the setting for the networks
 
 
 def test_a_default_folder_tells_what_differs_from_the_paper():

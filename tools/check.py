@@ -33,6 +33,7 @@ from models.iqa import PREFETCH
 from models.metrics import load_metric, pyiqa_name
 from models.quality import image_digest, score_folder
 from models.samplers import LABELLED
+from models.settings import uses_quality
 from models.testset import find_hggt_test, find_realsr
 from models.weights import prefetch
 
@@ -170,7 +171,7 @@ def training_needs(args: argparse.Namespace, written: set[str]) -> Iterator[Chec
         yield check_init, args.net or "auto", args.init
     if args.init_d and str(Path(args.init_d).parent) not in written:
         yield check_discriminator, args.net or train_sr.net_in(args.init), args.init_d
-    if train_sr.uses_quality(args):
+    if uses_quality(args):
         yield from ((check_metric, name) for name in args.iqa)
     if args.lambda_p and args.perceptual == "vgg19":
         yield check_metric, "vgg19"

@@ -38,7 +38,7 @@ from models.checkpoint import one_line, read_csv, replacing, sha256, write_csv
 from models.degradations import degrade_patch
 from models.distributed import clean_exit
 from models.export import write_weights
-from models.flags import SEED, integer, new_parser, number, refuse
+from models.flags import SEED, integer, new_parser, number, perceptual, refuse
 from models.images import PHOTOS, describe_folder, list_images, read_rgb, write_png
 from models.metrics import as_image, as_tensor, load_metrics, to_8bit
 from models.photos import LUMA, photo_size, read_srgb
@@ -251,9 +251,10 @@ def check_metrics(args: argparse.Namespace, device: torch.device) -> None:
     """Refuse, before anything takes long, what the fine-tuning would lack."""
     _, unavailable, problems = load_metrics({"q": args.q}, device)
     problems += unavailable.values()
-    if args.perceptual == "vgg19":
+    name, _, file = args.perceptual.partition("@")
+    if name == "vgg19":
         try:
-            vgg19_state()
+            vgg19_state(file)
         except (OSError, ValueError) as error:
             problems.append(one_line(error))
     if problems:
@@ -346,7 +347,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--work", type=Path, default=Path("runs/photos"), metavar="DIR", help="for data and runs")
     add("--q", default=os.environ.get("Q", "musiq"), metavar="NAME[@FILE]",
         help="quality model to raise (default: Q=, else musiq)")
-    add("--perceptual", choices=("vgg19", "laplacian"),
+    add("--perceptual", type=perceptual, metavar="vgg19[@FILE]|laplacian",
         default=os.environ.get("PERCEPTUAL", "vgg19"),
         help="perceptual loss (default: PERCEPTUAL=, else vgg19)")
     add("--compare", action="store_true", default=bool(os.environ.get("COMPARE")),
