@@ -19,14 +19,15 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def abba(
-    variants: dict[str, Callable[[], object]], repeats: int, clock: str = "cpu"
+    variants: dict[str, Callable[[], object]], repeats: int, clock: str = "cpu", calls: int = 1
 ) -> dict[str, list[float]]:
-    """Seconds of `repeats` calls of each variant, after one call that does not count.
+    """Seconds of a call of each variant, `repeats` times, after one call that does not count.
 
     The variants take turns, forwards in even rounds and backwards in odd ones (A B B A), so that a
     slower phase of the machine affects all of them alike. Give the baseline twice, under two names:
     the difference of this baseline repeat is the noise of the comparison.
 
+    calls: back to back in each timing, of which the mean counts
     clock: "cpu", CPU time of this process over all threads, without child processes; "wall",
     elapsed time; "cuda", time between two events on the current GPU, waiting for the CPU included
     """
@@ -39,15 +40,17 @@ def abba(
                 start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
                 torch.cuda.synchronize()
                 start.record()
-                variants[name]()
+                for _ in range(calls):
+                    variants[name]()
                 end.record()
                 torch.cuda.synchronize()
-                seconds[name].append(start.elapsed_time(end) / 1000)
+                seconds[name].append(start.elapsed_time(end) / 1000 / calls)
             else:
                 now = {"cpu": time.process_time, "wall": time.perf_counter}[clock]
                 before = now()
-                variants[name]()
-                seconds[name].append(now() - before)
+                for _ in range(calls):
+                    variants[name]()
+                seconds[name].append((now() - before) / calls)
     return seconds
 
 

@@ -1,14 +1,15 @@
 """Time of a training step (train_sr.py) and of its parts, for both networks, with and without AMO.
 
     python -m benchmarks.step                        # on a GPU: the paper's share of one of four
-    python -m benchmarks.step --net swinir --variants compile sdpa
+    python -m benchmarks.step --net swinir --variants compile attention
     python -m benchmarks.step --argmax 200           # how often bf16 scores would flip AMO's choice
 
 All networks, MUSIQ and VGG19 included, have the paper's sizes and random weights; images are
 photographs. Each variant differs from the baseline, "amo", in what its name says. "amo again" is
-the baseline repeat: its ratio is the noise of the comparison. Parts are timed one by one. "load,
-degrade" is the CPU time of one worker; a GPU waits for it only if there are too few workers.
-Writes results/step_cpu.csv, or a file named after the GPU.
+the baseline repeat: its ratio is the noise of the comparison. On a GPU steps follow each other
+without a pause, as in training. Parts are timed one by one. "load, degrade" is the CPU time of one
+worker; a GPU waits for it only if there are too few workers. Writes results/step_cpu.csv, or a file
+named after the GPU.
 """
 
 import argparse
@@ -17,20 +18,21 @@ import copy
 import ctypes
 import functools
 import statistics
+import subprocess
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 from torch.utils.flop_counter import FlopCounterMode
 
+import finetune_lora
 import train_sr
 from benchmarks.common import abba, spread, write_results
 from benchmarks.photos import write_sets
-from finetune_lora import OneByOne
 from models import swinir
 from models.dataset import MultiGTDataset
 from models.degradations import degrade_patch
@@ -39,70 +41,88 @@ from models.distributed import clean_exit
 from models.flags import integer, new_parser
 from models.hggt import load_sets
 from models.iqa import load_iqa
+from models.lora import add_lora
 from models.losses import VGG19_LAYERS, VGG19_WEIGHTS, VGG19Loss, gan_loss_g
-from models.samplers import choose_argmax, sampling_weights
+from models.quality import in_tf32
+from models.samplers import FastArgmax, choose_argmax, sampling_weights
 
-VARIANTS = ("upos", "contiguous", "unfused", "sdpa", "bf16", "compile", "autotune", "tf32")
-GPU_VARIANTS = ("bf16", "compile", "autotune", "tf32")
-HEADER = ["net", "variant", "batch", "patch", "seconds", "min", "max", "ratio", "tflop",
-          "tflop_per_s", "peak_mib", "hours_300k", "max_abs_difference"]
+# attention: the other of SwinIR's two; heuristics: without cuDNN's search; best: all that is faster
+VARIANTS = ("upos", "contiguous", "unfused", "attention", "lora", "bf16", "compile", "fast_amo",
+            "tf32", "best", "heuristics")
+GPU_VARIANTS = ("bf16", "compile", "fast_amo", "tf32", "best", "heuristics")
+BEST = {"bf16", "compile", "fast_amo"}
+HEADER = ["net", "variant", "batch", "patch", "seconds", "min", "max", "ratio", "tflop", "tflop_q",
+          "peak_mib", "hours_300k", "max_abs_difference"]
+BACK_TO_BACK = 10  # steps of a timing on a GPU
 
 
 class Step:
     """A training step to be called; `changes`: of VARIANTS, those that it has."""
 
     def __init__(self, args: argparse.Namespace, net: str, batch: dict, changes: frozenset):
-        device = args.device
-        self.args = train_sr.parse_args(["--net", net])
-        self.args.bf16 = "bf16" in changes
-        self.amo = "upos" not in changes
+        self.changes = changes | (BEST if "best" in changes else set())
+        device, self.bf16 = args.device, "bf16" in self.changes
         layout = torch.contiguous_format if "contiguous" in changes else torch.channels_last
         torch.manual_seed(0)
         self.net_g = train_sr.PRESETS[net]["build"]().to(device, memory_format=layout)
+        if "lora" in changes:
+            preset = finetune_lora.PRESETS[net]
+            add_lora(self.net_g, preset["targets"], preset["rank"])
         self.net_ema = copy.deepcopy(self.net_g).requires_grad_(False)
         self.net_d = UNetDiscriminatorSN().to(device, memory_format=layout)
         adam = functools.partial(torch.optim.Adam, lr=1e-4, betas=(0.9, 0.99),
                                  fused=None if "unfused" in changes else True)
-        self.optim_g, self.optim_d = adam(self.net_g.parameters()), adam(self.net_d.parameters())
+        self.optim_g = adam([p for p in self.net_g.parameters() if p.requires_grad])
+        self.optim_d = adam(self.net_d.parameters())
         self.percep = VGG19Loss(random_vgg19()).to(device, memory_format=layout)
         self.iqa = load_iqa("models.iqa:random_musiq", device)
-        self.forward = torch.compile(self.net_g) if "compile" in changes else self.net_g
-        self.sdpa, self.autotune, self.tf32 = (a in changes for a in ("sdpa", "autotune", "tf32"))
+        self.choose = functools.partial(choose_argmax, iqa=self.iqa)
+        if "fast_amo" in self.changes:
+            self.choose = FastArgmax(in_tf32(self.iqa), self.iqa)
+        if "compile" in self.changes:
+            train_sr.compile_blocks(self.net_g, self.net_d, self.percep, self.iqa)
         self.batch = {k: batch[k].to(device) for k in ("lq", "gts")}
+        while "fast_amo" in self.changes and self.choose.measured < FastArgmax.SETS:
+            self.choose(self.images()[1])  # its first sets are scored twice
 
     def images(self) -> tuple[Tensor, Tensor]:
         return tuple(self.batch[k].float() / 255 for k in ("lq", "gts"))
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(self.batch["lq"].device.type, torch.bfloat16, enabled=self.args.bf16)
+        return torch.autocast(self.batch["lq"].device.type, torch.bfloat16, enabled=self.bf16)
+
+    def settings(self) -> contextlib.AbstractContextManager:
+        """Those of this step, as another variant may have run before."""
+        torch.backends.cudnn.benchmark = "heuristics" not in self.changes
+        # Convolutions have TF32 by default, never in Q
+        torch.backends.cuda.matmul.allow_tf32 = "tf32" in self.changes
+        return other_attention() if "attention" in self.changes else contextlib.nullcontext()
 
     def __call__(self) -> None:
-        set_flags(self.autotune, self.tf32)
-        lq, gts = self.images()
-        gt = gts[:, 0]
-        if self.amo:
-            choice = choose_argmax(gts, self.iqa)
-            gt = gts[torch.arange(len(gts), device=gts.device), choice]
-        with with_sdpa() if self.sdpa else contextlib.nullcontext():
+        with self.settings():
+            lq, gts = self.images()
+            gt = gts[:, 0]
+            if "upos" not in self.changes:
+                gt = gts[torch.arange(len(gts), device=gts.device), self.choose(gts)]
             with self.autocast():
-                sr = self.forward(lq).float()
+                sr = self.net_g(lq).float()
                 losses = train_sr.generator_losses(sr, gt, self.net_d, self.percep, None)
-            total = losses["l_pix"] + losses["l_percep"] + 0.1 * losses["l_adv"]
-            train_sr.optimise(self.optim_g, total, lr=1e-4)
-        self.step_d(sr, gt)
-        train_sr.ema_update(self.net_ema, self.net_g, 0.999)
+            (losses["l_pix"] + losses["l_percep"] + 0.1 * losses["l_adv"]).backward()
+            train_sr.update(self.optim_g, lr=1e-4)
+            self.step_d(sr, gt)
+            train_sr.ema_update(self.net_ema, self.net_g, 0.999)
 
     def step_d(self, sr: Tensor, gt: Tensor) -> None:
         with self.autocast():
-            loss = train_sr.discriminator_loss(self.net_d, sr, gt)
-        train_sr.optimise(self.optim_d, loss, lr=1e-4)
+            loss = train_sr.discriminator_loss(self.net_d, sr.detach(), gt)
+        loss.backward()
+        train_sr.update(self.optim_d, lr=1e-4)
 
     @torch.no_grad()
     def output(self) -> Tensor:
         """Output of the untrained network, to compare the variants."""
-        set_flags(self.autotune, self.tf32)
-        with self.autocast(), with_sdpa() if self.sdpa else contextlib.nullcontext():
-            return self.forward(self.images()[0]).float()
+        with self.settings(), self.autocast():
+            return self.net_g(self.images()[0]).float()
 
     def parts(self) -> dict[str, Callable[[], object]]:
         """The parts of a step, each to be timed alone."""
@@ -121,36 +141,20 @@ class Step:
             "D on SR": lambda: backward(lambda: gan_loss_g(self.net_d.requires_grad_(False)(sr))),
             "D's own step": lambda: self.step_d(sr, gt),
             "Q of all GTs (AMO)": lambda: choose_argmax(gts, self.iqa),
-            "Adam of G, EMA": lambda: (self.optim_g.step(),
+            "Adam of G, EMA": lambda: (train_sr.update(self.optim_g, lr=1e-4),
                                        train_sr.ema_update(self.net_ema, self.net_g, 0.999)),
         }  # fmt: skip
 
 
-def set_flags(autotune: bool = False, tf32: bool = False) -> None:
-    torch.backends.cudnn.benchmark = autotune
-    torch.backends.cuda.matmul.allow_tf32 = tf32  # convolutions have it by default, never in Q
-
-
 @contextlib.contextmanager
-def with_sdpa():
-    """SwinIR's attention by F.scaled_dot_product_attention, with the bias as its mask."""
-
-    def forward(self: swinir.WindowAttention, x: Tensor, mask: Tensor | None) -> Tensor:
-        b, n, t, c = x.shape
-        qkv = self.qkv(x).view(b, n, t, 3, self.num_heads, c // self.num_heads)
-        q, k, v = qkv.permute(3, 0, 1, 4, 2, 5).flatten(1, 2)  # (B * windows, heads, tokens, ...)
-        bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)
-        bias = bias if mask is None else bias + mask[:, None]
-        bias = bias.expand(b, n, -1, -1, -1).flatten(0, 1).to(q.dtype)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.scale)
-        x = x.view(b, n, -1, t, c // self.num_heads).transpose(2, 3)
-        return self.proj(x.reshape(b, n, t, c))
-
-    before, swinir.WindowAttention.forward = swinir.WindowAttention.forward, forward
+def other_attention() -> Iterator[None]:
+    """SwinIR's fused attention on a CPU, its plain one on a GPU."""
+    before = swinir.plain_attention, swinir.fused_attention
+    swinir.fused_attention, swinir.plain_attention = before
     try:
         yield
     finally:
-        swinir.WindowAttention.forward = before
+        swinir.plain_attention, swinir.fused_attention = before
 
 
 def random_vgg19() -> dict[str, Tensor]:
@@ -212,11 +216,12 @@ def argmax_flips(root: Path, count: int, patch: int, device: torch.device) -> li
         flips, moved = 0, []
         for draw in range(count):
             gts = torch.from_numpy(dataset[draw]["gts"]).to(device).float() / 255
-            set_flags()
             exact = iqa(gts)
-            set_flags(tf32=how == "tf32")
-            with torch.autocast(device.type, torch.bfloat16, enabled=how == "bf16"):
-                rough = iqa.net(gts).float().flatten()
+            if how == "tf32":
+                rough = in_tf32(iqa)(gts)
+            else:
+                with torch.autocast(device.type, torch.bfloat16):
+                    rough = iqa.net(gts).float().flatten()
             flips += int(exact.argmax() != rough.argmax())
             moved.append((exact - rough).abs().max().item())
         lines.append(f"arg max of 5 GTs, MUSIQ with random weights: {how} flips {flips} of {count} "
@@ -227,25 +232,25 @@ def argmax_flips(root: Path, count: int, patch: int, device: torch.device) -> li
 
 def time_net(args: argparse.Namespace, net: str, root: Path, variants: list[str]) -> list[list]:
     """Rows of one network: a step of the baseline and of each variant, then the parts of a step."""
-    cuda = args.device.type == "cuda"
+    cuda, clock = args.device.type == "cuda", "cuda" if args.device.type == "cuda" else "wall"
     size = args.batch_size or ({"swinir": 8, "rrdb": 12}[net] if cuda else 1)
     dataset = make_dataset(root, net, args.patch_size, True)
     batch = default_collate([dataset[n] for n in range(size)])
     steps = {name: Step(args, net, batch, frozenset()) for name in ("amo", "amo again")}
     steps |= {name: Step(args, net, batch, frozenset([name]))
-              for name in variants if net == "swinir" or name != "sdpa"}
+              for name in variants if net == "swinir" or name != "attention"}
     output = steps["amo"].output()
     moved = {name: (step.output() - output).abs().max().item() for name, step in steps.items()}
-    flop = {name: tflop(steps[name]) for name in ("amo", "upos") if name in steps}
+    flop, flop_q = tflop(steps["amo"]), tflop(lambda: steps["amo"].choose(steps["amo"].images()[1]))
     peak = {name: peak_mib(step, args.device) for name, step in steps.items()}
-    seconds, rows = abba(steps, args.repeats, "cuda" if cuda else "wall"), []
+    rows, seconds = [], abba(steps, args.repeats, clock, BACK_TO_BACK if cuda else 1)
     baseline = statistics.median(seconds["amo"])
     for name, values in seconds.items():
-        median, flops = statistics.median(values), flop.get(name, flop["amo"])
+        median, q = statistics.median(values), 0 if name == "upos" else flop_q
         rows.append([net, name, size, args.patch_size, *spread(values),
-                     f"{median / baseline:.3f}", f"{flops:.3f}", f"{flops / median:.3f}",
+                     f"{median / baseline:.3f}", f"{flop - flop_q + q:.3f}", f"{q:.3f}",
                      f"{peak[name]:.0f}", f"{median * 300_000 / 3600:.1f}", f"{moved[name]:.2g}"])
-    parts = abba(steps["amo"].parts(), args.repeats, "cuda" if cuda else "wall")
+    parts = abba(steps["amo"].parts(), args.repeats, clock)
     single = make_dataset(root, net, args.patch_size, False)
     parts |= abba({f"load, degrade ({sampler}), one worker": lambda d=d: [d[n] for n in range(size)]
                    for sampler, d in (("amo", dataset), ("upos", single))}, args.repeats)
@@ -253,6 +258,30 @@ def time_net(args: argparse.Namespace, net: str, root: Path, variants: list[str]
         rows.append([net, f"part: {part}", size, args.patch_size, *spread(values),
                      f"{statistics.median(values) / baseline:.3f}", *[""] * 5])
     return rows
+
+
+def time_alone(args: argparse.Namespace, net: str, variant: str) -> list[list]:
+    """Rows of a variant and the baseline, in processes of their own: cuDNN keeps its plans."""
+    rows = []
+    for name in ("amo", variant, variant, "amo"):
+        command = ["-m", "benchmarks.step", "--net", net, "--alone", name, "--patch-size",
+                   args.patch_size, "--repeats", args.repeats, "--batch-size", args.batch_size or 0]
+        text = subprocess.run([sys.executable, *map(str, command)], check=True, text=True,
+                              stdout=subprocess.PIPE).stdout
+        rows.append([net, f"{name}, alone", "", args.patch_size, *text.split()[-3:], *[""] * 6])
+    return rows
+
+
+def print_alone(args: argparse.Namespace, net: str, root: Path) -> None:
+    """Median, minimum and maximum of one variant."""
+    size = args.batch_size or ({"swinir": 8, "rrdb": 12}[net] if args.device.type == "cuda" else 1)
+    dataset = make_dataset(root, net, args.patch_size, True)
+    batch = default_collate([dataset[n] for n in range(size)])
+    step = Step(args, net, batch, frozenset({args.alone} - {"amo"}))
+    cuda = args.device.type == "cuda"
+    seconds = abba({args.alone: step}, args.repeats, "cuda" if cuda else "wall",
+                   BACK_TO_BACK if cuda else 1)
+    print(*spread(seconds[args.alone]))
 
 
 def time_reward(args: argparse.Namespace) -> list[list]:
@@ -267,7 +296,7 @@ def time_reward(args: argparse.Namespace) -> list[list]:
 
     variants = {"at once": functools.partial(gradient, reward),
                 "at once again": functools.partial(gradient, reward),
-                "one by one": functools.partial(gradient, OneByOne(reward))}
+                "one by one": functools.partial(gradient, finetune_lora.OneByOne(reward))}
     peak = {name: peak_mib(call, args.device) for name, call in variants.items()}
     seconds = abba(variants, args.repeats, "cuda" if cuda else "wall")
     baseline = statistics.median(seconds["at once"])
@@ -283,15 +312,20 @@ def main(args: argparse.Namespace) -> None:
     rows, notes = [], []
     with tempfile.TemporaryDirectory() as folder:
         write_sets(Path(folder), 8)
+        if args.alone:
+            print_alone(args, args.net[0], Path(folder))
+            return
         for net in args.net:
-            rows += time_net(args, net, Path(folder), variants)
+            rows += time_net(args, net, Path(folder), [v for v in variants if v != "heuristics"])
+            rows += time_alone(args, net, "heuristics") if "heuristics" in variants else []
         rows += time_reward(args)
         if args.argmax:
             notes = argmax_flips(Path(folder), args.argmax, args.patch_size, args.device)
     write_results("step", HEADER, rows, args.device, [
         f"seconds: one step, median of {args.repeats}, variants in turn, "
         + ("by CUDA events" if cuda else "elapsed time")
-        + "; tflop: counted by torch; max_abs_difference: of the untrained G's output", *notes])
+        + "; tflop: counted by torch, tflop_q: of them Q's, in float32; max_abs_difference: of the "
+        "untrained G's output", *notes])
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -299,10 +333,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--net", nargs="+", choices=("swinir", "rrdb"), default=["swinir", "rrdb"], help="networks")
     add("--variants", nargs="+", choices=VARIANTS,
-        help="what to compare with the baseline; upos: no Q; bf16: autocast; autotune: "
-        "cudnn.benchmark; tf32: in matrix products, too "
+        help="what to compare with the baseline; upos: no Q; attention: the plain one (on a CPU "
+        "the fused one); tf32: in matrix products, too; best: bf16, compile, fast_amo; "
+        "heuristics: without cuDNN's search, in a process of its own "
         f"(default: all, on a CPU all but {', '.join(GPU_VARIANTS)})")
-    add("--batch-size", type=integer(1), metavar="N",
+    add("--alone", choices=("amo", *VARIANTS), help="print the seconds of one variant only")
+    add("--batch-size", type=integer(0), metavar="N",
         help="images per process (default: the paper's 8 and 12; 1 on a CPU)")
     add("--patch-size", type=integer(16), default=256, help="GT pixels per side")
     add("--repeats", type=integer(1), default=5, help="timed steps per variant")

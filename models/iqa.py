@@ -169,8 +169,12 @@ def _prepare_musiq_once() -> None:
 
     positions = musiq.get_hashed_spatial_pos_emb_index
     on_device = functools.lru_cache(64)(lambda device, *size: positions(*size))
-    musiq.get_hashed_spatial_pos_emb_index = lambda *size: on_device(torch.get_default_device(),
-                                                                     *size)
+
+    @functools.wraps(positions)
+    def positions_once(*size: int) -> Tensor:
+        return on_device(torch.get_default_device(), *size)
+
+    musiq.get_hashed_spatial_pos_emb_index = positions_once
     musiq._pad_or_cut_to_max_seq_len = pad
 
 

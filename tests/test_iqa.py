@@ -194,9 +194,10 @@ def test_one_image_at_a_time_where_the_metric_needs_it(images):
     torch.testing.assert_close(FrozenMetric(One(), "qalign")(images), images.mean((1, 2, 3)))
 
 
-def test_musiq_copies_nothing_to_the_gpu():
+def test_musiq_copies_nothing_to_the_gpu(monkeypatch):
     """On fake CUDA tensors Q makes no host-to-device copies; pyiqa's own MUSIQ makes 13."""
     from pyiqa.archs.musiq_arch import MUSIQ
+    from pyiqa.data import multiscale_trans_util as util
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_leaves
@@ -208,6 +209,10 @@ def test_musiq_copies_nothing_to_the_gpu():
             found.extend([function] * (len({x.device.type for x in tensors if x.ndim}) > 1))
             return out
 
+    # Real tensors that are kept do not go into a fake network
+    positions = util.get_hashed_spatial_pos_emb_index
+    monkeypatch.setattr(util, "get_hashed_spatial_pos_emb_index",
+                        getattr(positions, "__wrapped__", positions))
     with FakeTensorMode():
         with torch.device("cuda"):
             net, images = MUSIQ(pretrained=False), torch.empty(4, 3, 256, 256)
