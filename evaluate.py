@@ -43,7 +43,6 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from models.checkpoint import file_digest, read_csv, read_settings, write_csv
 from models.distributed import (
@@ -70,6 +69,7 @@ from models.metrics import (
     split_pairs,
     to_8bit,
 )
+from models.progress import progress
 from models.samplers import SAMPLERS
 from models.scores import (
     ScoreCache,
@@ -149,7 +149,7 @@ def gold_standard(
     keys = [[file_key(sha256[gt]) for gt in image.gts] for image in images]
     todo = [i for i in range(rank, len(images), world)
             if any(key not in column.cache for column in columns.values() for key in keys[i])]
-    for i in tqdm(todo, desc=GOLD, unit="image", disable=rank > 0 or not todo):
+    for i in progress(todo, desc=GOLD, unit="image", disable=rank > 0 or not todo):
         for key, gt in zip(keys[i], images[i].gts, strict=True):
             x = to_tensor(gt, device)
             for column in columns.values():
@@ -182,7 +182,7 @@ def score_model(
             if any(keys[i][name] not in column.cache for name, column in columns.items())
             or (save_sr and not is_saved(saved[i], made_by[i]))]
     net = load_net(checkpoint).to(device) if todo else None
-    for i in tqdm(todo, desc=row, unit="image", disable=rank > 0 or not todo):
+    for i in progress(todo, desc=row, unit="image", disable=rank > 0 or not todo):
         sr = super_resolve(net, to_tensor(images[i].lq, device), f"{row}/{images[i].name}")
         if save_sr:
             save_png(saved[i], sr, made_by[i])
@@ -373,6 +373,7 @@ def main(args: argparse.Namespace) -> None:
         heads[row] = [row, labels.get(row, row), *setting_cells(read_settings(models[row]))]
 
     # Metrics: the column of an unavailable one stays empty
+    torch.backends.cudnn.allow_tf32 = False  # in the networks it moves scores in the third digit
     metrics, unavailable, problems = load_metrics(specs, device)
     refuse([*problems, *(unavailable.values() if args.require_all else ())])
     if rank == 0:

@@ -28,7 +28,7 @@ import train_sr
 from models.checkpoint import check_finite, save_atomic, sha256
 from models.distributed import clean_exit, cleanup
 from models.flags import integer, new_parser, number
-from models.lora import add_lora, lora_state, merge_lora
+from models.lora import add_lora, lora_state, merged_state
 from models.quality import load_quality
 from models.settings import ema_checkpoint
 
@@ -68,21 +68,21 @@ def main(args: argparse.Namespace) -> None:
         add_lora(net_g, targets, args.lora_rank)
 
     # The quality model as the reward
-    sets = train_sr.load_data(args)
+    sets, pairs = train_sr.load_data(args)
 
     def make_reward(saved: dict) -> nn.Module:
         reward = load_quality(args, sets, saved, differentiable=True)
         return OneByOne(reward) if args.checkpoint_reward else reward
 
-    net_ema = train_sr.fit(args, sets, net_g, make_reward=make_reward if args.lambda_q else None,
-                           lambda_q=args.lambda_q)
+    net_ema = train_sr.fit(args, sets, pairs, net_g, lambda_q=args.lambda_q,
+                           make_reward=make_reward if args.lambda_q else None)
 
     # The adapters alone, and the merged plain network
     if args.rank == 0:
         out = Path(args.out)
         adapters = lora_state(net_ema)
         check_finite(adapters, f"{out}: the adapters are not written")
-        merged = ema_checkpoint(merge_lora(net_ema), args)
+        merged = ema_checkpoint(merged_state(net_ema), args)
         if not args.full:
             save_atomic(
                 {

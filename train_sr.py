@@ -48,7 +48,7 @@ from models.distributed import (
     rank_zero_first,
     start_worker,
 )
-from models.flags import SEED, integer, new_parser, number, perceptual
+from models.flags import SEED, folder_or_count, integer, new_parser, number, perceptual
 from models.hggt import MultiGT, is_flat_folder, load_sets
 from models.iqa import FrozenMetric
 from models.losses import VGG19Loss, gan_loss_d, gan_loss_g, laplacian_loss
@@ -72,7 +72,7 @@ from models.settings import (
     uses_quality,
 )
 from models.swinir import SwinBlock, SwinIR, stochastic_depth
-from models.validation import Validation
+from models.validation import Pair, Validation, centres, hold_out, make_pairs, read_pairs
 from models.weights import (
     load_discriminator,
     load_like,
@@ -190,11 +190,13 @@ def ema_update(net_ema: nn.Module, net: nn.Module, decay: float) -> None:
 
 @dead_worker_named()
 def fit(
-    args: argparse.Namespace, sets: MultiGT, net_g: nn.Module, stage_one: bool = False,
+    args: argparse.Namespace, sets: MultiGT, pairs: list[Pair], net_g: nn.Module,
+    stage_one: bool = False,
     make_reward: Callable[[dict], nn.Module] | None = None, lambda_q: float = 0.0,
 ) -> nn.Module:
     """Train the parameters of net_g that require a gradient; returns the averaged network (EMA).
 
+    pairs: for validation; empty: none
     make_reward: for Eq. 5 (fine-tuning); from what the run has saved to a differentiable quality
     model of the SR image, (N, 3, H, W) -> (N,), which lambda_q weighs.
     Everything that can be missing is loaded before the first step.
@@ -238,10 +240,12 @@ def fit(
         choose = FastArgmax(in_tf32(quality), quality)
     if args.compile:
         compile_blocks(net_g, net_d, percep, quality)
-    validation = Validation(*args.val, quality or reward, device) if args.val else None
+    validation = Validation(pairs, quality or reward, args.iqa[0], device) if pairs else None
     loader = make_loader(args, sets, images, run.done + 1, stage_one)
     if args.rank == 0:
         print(summary(args, net_g, sets, lambdas))
+        if args.sample_every:  # fixed crops: of the validation, or the first of the training
+            run.shown = centres(pairs or first_samples(loader.dataset), args.patch_size)
 
     # Loop
     if validation and not run.done:
@@ -289,16 +293,23 @@ def fit(
 # ------------------------------------------------------------------------- boilerplate
 
 
-def load_data(args: argparse.Namespace) -> MultiGT:
-    """The sets in --data, which must suit --sampler and --patch-size."""
-    sets = rank_zero_first(lambda: load_sets(args.data))
+def load_data(args: argparse.Namespace) -> tuple[MultiGT, list[Pair]]:
+    """The sets in --data, which must suit --sampler and --patch-size, and the pairs of --val."""
+    sets, pairs = rank_zero_first(lambda: load_sets(args.data)), []
     if sets.is_flat:
         sets = large_enough(args, sets)
+    if args.val and len(args.val) == 1:
+        sets, held_out = hold_out(sets, args.val[0], args.out)
+        degradation = PRESETS[args.net]["degradation"]
+        pairs = make_pairs(held_out, args.patch_size,
+                           functools.partial(degrade_patch, setting=degradation))
+    elif args.val:
+        pairs = read_pairs(*args.val)
     if args.sampler in LABELLED and sets.labels is None:
         raise ValueError(f"{args.data}: --sampler {args.sampler} needs labels/<range>/A,B,C; "
                          "use origs_only, rand, sma or amo without them")
     check_patch_size(sets, args.patch_size)
-    return sets
+    return sets, pairs
 
 
 def large_enough(args: argparse.Namespace, sets: MultiGT) -> MultiGT:
@@ -371,6 +382,12 @@ def make_loader(
         multiprocessing_context="fork" if args.num_workers else None)
 
 
+def first_samples(dataset: MultiGTDataset) -> list[Pair]:
+    """The first training samples; where AMO has yet to choose, with the original."""
+    samples = [dataset[draw] for draw in range(4)]
+    return [(s["lq"].transpose(1, 2, 0), s["gts"][0].transpose(1, 2, 0)) for s in samples]
+
+
 def gt_weights(args: argparse.Namespace, sets: MultiGT) -> np.ndarray | None:
     """Sampling weights over the ground truths of each set, (n, K) (Eq. 2-4); None for amo."""
     quality = image_quality(args, sets) if args.sampler in ("sma", "smp") else None
@@ -389,10 +406,12 @@ def set_backends(args: argparse.Namespace) -> None:
 def compile_blocks(*modules: nn.Module | Callable | None) -> None:
     """torch.compile, in place, of the repeated blocks of a generator, and of other modules whole.
 
-    A whole generator would take minutes to compile. The keys of the state dict do not change.
+    A whole generator would take minutes to compile. With adapters it stays as it is: each adapted
+    layer has a class of its own, for which its block would be compiled anew. The keys of the state
+    dict do not change.
     """
     for module in modules:
-        if isinstance(module, nn.Module):
+        if isinstance(module, nn.Module) and not hasattr(module, "lora_groups"):
             blocks = [m for m in module.modules() if isinstance(m, SwinBlock | ResidualDenseBlock)]
             metrics = [m.net for m in module.modules() if isinstance(m, FrozenMetric)]
             for part in blocks or metrics or [module]:
@@ -424,10 +443,10 @@ def main(args: argparse.Namespace) -> None:
     resolve_args(args, stage_one)
     torch.manual_seed(args.seed)
     net_g = build_generator(args.net, args.init, args.any_size)
-    sets = load_data(args)
-    net_ema = fit(args, sets, net_g, stage_one)
+    sets, pairs = load_data(args)
+    net_ema = fit(args, sets, pairs, net_g, stage_one)
     if args.rank == 0:
-        save_atomic(ema_checkpoint(net_ema, args), Path(args.out) / "net_g_ema.pt")
+        save_atomic(ema_checkpoint(net_ema.state_dict(), args), Path(args.out) / "net_g_ema.pt")
         print(f"wrote {Path(args.out) / 'net_g_ema.pt'}")
     cleanup()
 
@@ -488,6 +507,9 @@ def resolve_args(
     if args.num_workers is None:
         args.num_workers = min(8, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
+    if args.val and [type(value) for value in args.val] not in ([str, str], [int]):
+        raise ValueError(f"--val {' '.join(map(str, args.val))}: give two folders, LQ GT, or a "
+                         "number of images to hold out")
     if len(set(args.iqa)) < len(args.iqa):
         raise ValueError(f"--iqa {' '.join(args.iqa)}: a metric twice; name each once")
     if args.patch_size % 8:
@@ -548,8 +570,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--ema-warmup", action="store_true",
         help="average over fewer steps at first: decay (1 + step) / (10 + step), at most "
         "--ema-decay; for short runs")
-    add("--val", nargs=2, metavar=("LQ", "GT"), help="folders of PNGs, a quarter of the ground "
-        "truths' size, to score the averaged network on (val.csv)")
+    add("--val", nargs="+", type=folder_or_count, metavar="LQ GT|N", help="what to score the "
+        "averaged network on (val.csv): folders of PNGs, LQ a quarter of GT's size, or the centres "
+        "of N images of a flat folder, which are then not trained on")
     add("--val-every", type=integer(1), default=5000, help="steps between validations")
     add("--guard", type=number(0, 100), default=0.0,
         help="with --val: stop when PSNR lies more than this many dB below the start's at two "

@@ -11,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from models.checkpoint import errors_named, lock
 from models.hggt import MultiGT
+from models.progress import progress
 
 BLOCK = 64  # images between two waits for the disk
 CHECKED = 200  # images that are compared with their checksums when the file is opened
@@ -93,7 +93,8 @@ def _build(file: Path, paths: list[str], starts: np.ndarray,
         checksums = [zlib.crc32(out.read(starts[i + 1] - starts[i])) for i in range(done)]
         print(f"decoding {len(paths)} images into {file}: {starts[-1] / 1e9:.3g} GB", flush=True)
         with ThreadPoolExecutor(os.cpu_count()) as pool, \
-                tqdm(total=len(paths), initial=done, desc="cache", unit="image", delay=2) as bar:
+                progress(total=len(paths), initial=done, desc="cache", unit="image",
+                         delay=2) as bar:
             for first in range(done, len(paths), BLOCK):
                 block = paths[first : first + BLOCK]
                 for i, image in enumerate(pool.map(read, block), start=first):

@@ -68,3 +68,8 @@ def perceptual(text: str) -> str:
         raise argparse.ArgumentTypeError(f"{text!r}: must be laplacian, vgg19, or vgg19@FILE with "
                                          "a file that exists")
     return text
+
+
+def folder_or_count(text: str) -> str | int:
+    """Digits are a number, of 1 or more, other text a folder."""
+    return integer(1)(text) if text.isdigit() else text

@@ -25,7 +25,6 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from models.checkpoint import file_stamp, is_settled, read_text, replacing
 from models.distributed import rank_and_world
@@ -40,6 +39,7 @@ from models.images import (
     png_size,
     read_rgb,
 )
+from models.progress import progress
 
 ANNOTATORS = ("A", "B", "C")
 LABEL_VALUES = {"positive": 1, "similar": 0, "negative": -1}
@@ -229,7 +229,7 @@ def _scan(images: Path, problems: list[str]) -> Iterator[_Set]:
         unpaired = files[folder].keys() - {name + endings[folder] for name in names}
         problems += [f"{files[folder][name]}: has no original in {original}"
                      for name in sorted(unpaired)]
-    for name in tqdm(names, desc=f"index {images.name}", unit="set", delay=2, leave=False):
+    for name in progress(names, desc=f"index {images.name}", unit="set", delay=2, leave=False):
         problems_before = len(problems)
         paths, votes = [], None
         for folder, ending in endings.items():
@@ -415,7 +415,8 @@ def check_data(root: str | Path) -> list[str]:
     sets, problems = index_sets(root)
     if sets.is_flat:
         print(describe_folder(root, *list_images(root, PHOTOS)))
-    for path in tqdm([p for row in sets.paths for p in row], desc="decode", unit="image", delay=2):
+    for path in progress([p for row in sets.paths for p in row], desc="decode", unit="image",
+                         delay=2):
         try:
             sets.read(path)
         except (ValueError, OSError) as error:

@@ -113,7 +113,7 @@ class FrozenMetric(nn.Module):
         grad = self.differentiable and torch.is_grad_enabled()
         device = images[0].device
         with torch.set_grad_enabled(grad), torch.autocast(device.type, enabled=False), \
-                _precision(self.tf32), \
+                precision(self.tf32), \
                 device if self.sets_default_device else contextlib.nullcontext():
             images = tuple(x.float() for x in images)
             if self.one_by_one:
@@ -144,8 +144,8 @@ class FrozenMetric(nn.Module):
 
 
 @contextlib.contextmanager
-def _precision(tf32: bool) -> Iterator[None]:
-    """With or without TF32 in convolutions (cuDNN's default) and in matrix products."""
+def precision(tf32: bool) -> Iterator[None]:
+    """Run with or without TF32 in convolutions (cuDNN's default) and in matrix products."""
     cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.allow_tf32, products.allow_tf32
     cudnn.allow_tf32 = products.allow_tf32 = tf32

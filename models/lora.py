@@ -121,8 +121,20 @@ def load_lora(net: nn.Module, state: dict[str, Tensor]) -> None:
             adapter.lora_b.copy_(state[f"{name}.lora_b"])
 
 
+def merged_state(net: nn.Module) -> dict[str, Tensor]:
+    """The plain network's state dict, every adapter folded into its weight; `net` stays adapted."""
+    merged = {f"{name}.weight": module.weight.detach() for name, module, _ in _adapters(net)}
+    state = {key.replace(".parametrizations.weight.original", ".weight"): value
+             for key, value in net.state_dict().items() if "parametrizations.weight.0." not in key}
+    return {key: merged.get(key, value) for key, value in state.items()}
+
+
 def merge_lora(net: nn.Module) -> nn.Module:
-    """Fold every adapter into its weight, in place; the result has the plain network's keys."""
+    """Fold every adapter into its weight, in place; the result has the plain network's keys.
+
+    torch removes the adapters from a class that deep copies of `net` share: they cannot be used
+    any more.
+    """
     for _, module, _ in list(_adapters(net)):
         parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
     for hook in net.__dict__.pop("lora_hooks", ()):

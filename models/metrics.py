@@ -137,7 +137,6 @@ def load_metrics(
     Returns {column: (kind, function)}, {column: why its metric is unavailable on some rank}, and
     what is wrong with the others.
     """
-    torch.backends.cudnn.allow_tf32 = False  # it moves scores in the third digit
     metrics, unavailable, problems = {}, {}, []
 
     def load() -> None:

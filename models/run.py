@@ -41,12 +41,14 @@ from models.checkpoint import (
 )
 from models.distributed import Interrupt, agree, any_rank, cleanup, from_rank_zero, gather
 from models.images import write_png
-from models.validation import Validation
+from models.lora import merged_state
+from models.settings import ema_checkpoint
+from models.validation import Validation, sample_image
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-SAMPLES = 4  # of a batch in a sample image
+EARLY = (1, 100)  # steps after which a run saves and shows samples besides: a fault shows at once
 LOCKS: list[IO] = []  # of the run folders of this process
 
 
@@ -90,6 +92,7 @@ class TrainingRun:
             if args.rank == 0:  # it is the sum over the ranks
                 self.meter = saved["meter"].to(args.device)
         self.watch = LossWatch(losses, args.device)
+        self.shown: tuple[Tensor, Tensor] | None = None  # LQ and ground truth of the sample images
         if args.rank == 0:
             if self.done:
                 print(f"resuming {self.out} at step {self.done}")
@@ -97,7 +100,7 @@ class TrainingRun:
             rows = [row for row in (saved["log"].tolist() if saved else ())
                     if row[0] % args.log_every == 0 or row[0] == self.done == args.steps]
             write_config(self.out, args, settings)
-            self.log = TrainingLog(self.out, ["step", "lr", *columns], rows, self.done)
+            self.log = TrainingLog(self.out, ["step", "lr", *columns], rows, self.done, settings)
 
     def steps(self, loader: Iterable, describe: Callable[[int], str]) -> Iterator[tuple[int, dict]]:
         """(step, batch) from self.done + 1 to args.steps; saves, and stops on a signal or NaN.
@@ -122,7 +125,8 @@ class TrainingRun:
         """Score the averaged network; every rank calls this, rank 0 scores.
 
         guard: dB, see `Validation.passes`; 0: none. The scores at step 0 are the base. After two
-        validations in a row that do not pass, the run stops; `restore_good` goes back.
+        validations in a row that do not pass, the run stops; `restore_good` goes back. The network
+        of the best fidelity is kept as net_g_best.pt.
         """
         net_ema = self.state["params_ema"]
         row = from_rank_zero(lambda: [step, *validation(net_ema)])
@@ -137,6 +141,12 @@ class TrainingRun:
             self.extra["stopped"] = step
         if self.args.rank == 0:
             self.log.validation(validation.columns, rows, passed)
+            fidelity = [validation.fidelity(r[1:]) for r in rows]
+            if step and fidelity[-1] == max(fidelity[1:]):
+                save_atomic(ema_checkpoint(merged_state(net_ema), self.args),
+                            self.out / "net_g_best.pt")
+            if step:
+                self.bar.set_postfix({"val_psnr": f"{row[1]:.2f}"})
             if self.extra.get("stopped"):
                 kept = max(r[0] for r, ok in zip(rows, passed, strict=True) if ok)
                 tqdm.write(f"{self.out}: stopped at step {step}, as fidelity fell; the result is "
@@ -150,8 +160,8 @@ class TrainingRun:
     def record(self, step: int, lr: float, parts: Sequence[dict]) -> None:
         """Note a step: a row of log.csv every args.log_every steps, the mean since the last one.
 
-        parts: of the batch, each with lq and gt (N, 3, ., .), choice (N,), which ground truth each
-        sample learnt from, and losses by name
+        parts: of the batch, each with choice (N,), which ground truth each sample learnt from, and
+        losses by name
         """
         args, choice = self.args, torch.cat([part["choice"] for part in parts])
         self.parts = sum(torch.stack([part["losses"][name].detach() for name in self.losses])
@@ -170,11 +180,11 @@ class TrainingRun:
                 self.bar.set_postfix(named)
                 if self.bar.disable:
                     self._print_progress(step, named)
-        if args.rank == 0 and args.sample_every and step % args.sample_every == 0:
-            lq, gt = (parts[0][name][:SAMPLES] for name in ("lq", "gt"))
+        if self.shown and (step in EARLY or step % args.sample_every == 0):
+            lq, gt = self.shown
             with torch.no_grad():
-                sr = self.state["params_ema"](lq)
-            self.log.images(step, sample_rows(lq, sr, gt))
+                sr = self.state["params_ema"](lq.to(args.device).float() / 255)
+            self.log.images(step, sample_image(lq, sr, gt, f"SR, step {step}"))
 
     def _print_progress(self, step: int, named: dict[str, str]) -> None:
         seconds = (time.monotonic() - self.started) / (step - self.done)
@@ -193,7 +203,7 @@ class TrainingRun:
     def _save_or_stop(self, step: int, signalled: bool, describe: Callable[[int], str]) -> None:
         """Save now and then, at the end and on a signal; never weights that are not finite."""
         args, bad = self.args, self.watch(step, self.parts)
-        save = (step % args.save_every == 0 or step == args.steps
+        save = (step % args.save_every == 0 or step in (*EARLY, args.steps)
                 or bool(self.extra.get("stopped")))
         stop, failed = any_rank(signalled, bool(bad))
         if (save or stop) and not failed:
@@ -322,13 +332,6 @@ def save_last(out: Path, state: dict) -> None:
     save_atomic(state, last)
 
 
-def sample_rows(lq: Tensor, sr: Tensor, gt: Tensor) -> np.ndarray:
-    """One image, uint8 (H, W, 3), a row per sample: LQ (nearest x4), SR, the chosen GT."""
-    big = F.interpolate(lq, size=gt.shape[-2:], mode="nearest")
-    rows = torch.cat([big, sr.float().clamp(0, 1), gt], -1)
-    return (rows.permute(0, 2, 3, 1).flatten(0, 1) * 255).round().byte().cpu().numpy()
-
-
 class TrainingLog:
     """log.csv and samples/*.png of a run, and the same for TensorBoard where it is installed.
 
@@ -336,10 +339,14 @@ class TrainingLog:
     header: of log.csv; the first two columns are step and lr
     rows:   of log.csv so far, from last.pt; the file itself is not read
     done:   the step that the run resumes after
+    hparams: the run's settings, for TensorBoard
     """
 
-    def __init__(self, out: Path, header: Sequence[str], rows: list[list[float]], done: int):
+    def __init__(self, out: Path, header: Sequence[str], rows: list[list[float]], done: int,
+                 hparams: dict):
         self.out, self.header, self.rows, self.done = out, header, rows, done
+        self.hparams = {key: value if isinstance(value, int | float | str) else str(value)
+                        for key, value in hparams.items()}
         self.path, self.board = out / "log.csv", None
         write_csv(self.path, header, map(self._cells, rows))
 
@@ -356,6 +363,7 @@ class TrainingLog:
                 self.board = False
             else:
                 self.board = SummaryWriter(self.out / "tensorboard", purge_step=self.done + 1)
+                self.board.add_hparams(self.hparams, {}, run_name=".")
         return self.board or None
 
     def row(self, step: int, lr: float, values: Sequence[float]) -> None:
@@ -364,7 +372,9 @@ class TrainingLog:
             file.write(",".join(self._cells(self.rows[-1])) + "\n")
         if board := self._writer():
             for name, value in zip(self.header[1:], (lr, *values), strict=True):
-                board.add_scalar(name, value, step)
+                kind, _, rest = name.partition("_")  # l_pix, share_0, lr
+                tag = {"l": f"loss/{name}", "share": f"share/{rest}"}.get(kind, name)
+                board.add_scalar(tag, value, step)
             board.flush()
 
     def validation(self, columns: Sequence[str], rows: Sequence[Sequence[float]],

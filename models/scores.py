@@ -42,6 +42,7 @@ from models.checkpoint import (
 )
 from models.distributed import agree, gather, machine, rank_and_world, rank_zero_first
 from models.images import FORMATS, naming, open_image
+from models.progress import Lines, progress
 
 SCORE_HEADER = ("key", "image", "score", "seconds")
 HASH_HEADER = ("path", "size", "mtime_ns", "ctime_ns", "inode", "sha256")
@@ -124,7 +125,7 @@ def file_hashes(paths: Iterable[str], folder: Path) -> dict[str, str | OSError]:
     known = {tuple(row[:-1]): row[-1] for row in read_rows(folder, "sha256", len(HASH_HEADER))}
     share, found = sorted(set(paths))[local_rank::local_world], {}
     with ThreadPoolExecutor(4) as pool, \
-            tqdm(total=len(share), desc="hash", unit="file", delay=2, disable=rank > 0) as bar:
+            progress(total=len(share), desc="hash", unit="file", delay=2, disable=rank > 0) as bar:
         for i in range(0, len(share), 256):
             part = share[i : i + 256]
             hashed = list(pool.map(functools.partial(_hash_file, known=known), part))
@@ -349,7 +350,7 @@ def score_images(
     net, error = rank_zero_first(lambda: _try_to_build(build) if share else (None, None))
     if net is not None:
         files = {key: images[label] for key, label in share.items()}
-        with tqdm(total=len(share), desc=name, unit="image", disable=rank > 0) as bar:
+        with progress(total=len(share), desc=name, unit="image", disable=rank > 0) as bar:
             batches = read_batches(files, batch_size, read)
             failed, error = _score_batches(net, batches, share, cache, device, bar)
             failures += failed
@@ -387,7 +388,7 @@ def _try_to_build(build: Callable[[], nn.Module]) -> tuple[nn.Module | None, str
 
 def _score_batches(
     net: nn.Module, batches: Iterable[list[tuple]], labels: dict[str, str], cache: ScoreCache,
-    device: torch.device | str, bar: tqdm,
+    device: torch.device | str, bar: tqdm | Lines,
 ) -> tuple[list[str], str | None]:
     """Score batches of (key, image) and write each at once.
 

@@ -9,7 +9,7 @@ import re
 import zlib
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from models.checkpoint import check_finite, file_digest
 from models.hggt import MultiGT
@@ -108,9 +108,10 @@ def summary(args: argparse.Namespace, net_g: nn.Module, sets: MultiGT, lambdas: 
     ])
 
 
-def ema_checkpoint(net: nn.Module, args: argparse.Namespace) -> dict:
+def ema_checkpoint(state: dict[str, Tensor], args: argparse.Namespace) -> dict:
     """What net_g_ema.pt holds: plain tensors that load on any machine, and what made them.
 
+    state: the network's
     evaluate.py reads the settings. They name no folder: equal runs write equal files.
     Raises ValueError if a weight is not finite.
     """
@@ -119,6 +120,6 @@ def ema_checkpoint(net: nn.Module, args: argparse.Namespace) -> dict:
     iqa = [name.partition("@") for name in args.iqa if uses_quality(args)]
     settings["iqa"] = [name + at + Path(file).name for name, at, file in iqa]
     settings["perceptual"] = args.perceptual.partition("@")[0]
-    state = {k: v.cpu().contiguous() for k, v in net.state_dict().items()}
+    state = {k: v.cpu().contiguous() for k, v in state.items()}
     check_finite(state, f"{args.out}: the averaged network is not written")
     return {"params_ema": state, "settings": settings}

@@ -20,7 +20,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
+
+from models.progress import progress
 
 GRID = 8  # LQ pixels; the window of the paper's SwinIR
 OVERLAP = 32  # LQ pixels that neighbouring tiles share
@@ -153,8 +154,8 @@ def _tiled(net: nn.Module, lq: Tensor, tile: int, scale: int, quiet: bool) -> Te
     h, w = lq.shape[2:]
     boxes = [(y, x) for y in spans(h, tile) for x in spans(w, tile)]
     total = torch.zeros(1, lq.shape[1], scale * h, scale * w)
-    progress = tqdm(boxes, desc="tiles", unit="tile", leave=False, disable=quiet or None)
-    for (top, bottom), (left, right) in progress:
+    for (top, bottom), (left, right) in progress(boxes, "tiles", unit="tile", leave=False,
+                                                 disable=quiet):
         sr = net(lq[..., top:bottom, left:right]).float().cpu()
         weight = ramp(top, bottom, h, scale)[:, None] * ramp(left, right, w, scale)
         total[..., scale * top : scale * bottom, scale * left : scale * right] += sr * weight

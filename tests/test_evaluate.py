@@ -435,7 +435,7 @@ def main(*args: str) -> None:
 
 def trained(net: torch.nn.Module, path: Path, script: ModuleType, *flags: str) -> str:
     """A checkpoint as a training script writes it with these flags."""
-    save_atomic(ema_checkpoint(net, script.parse_args(list(flags))), path)
+    save_atomic(ema_checkpoint(net.state_dict(), script.parse_args(list(flags))), path)
     return str(path)
 
 

@@ -49,7 +49,7 @@ class Quality(nn.Module):
 @pytest.fixture
 def tf32_on_a_cpu(monkeypatch):
     """`FrozenMetric` with tf32 set rounds as a GPU would."""
-    monkeypatch.setattr(iqa, "_precision",
+    monkeypatch.setattr(iqa, "precision",
                         lambda tf32: Tf32() if tf32 else contextlib.nullcontext())
 
 

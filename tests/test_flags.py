@@ -14,7 +14,7 @@ MODULES = sorted(
     str(path.relative_to(ROOT).with_suffix("")).replace("/", ".")
     for folder in (".", "tools", "paper", "demo", "benchmarks")
     for path in (ROOT / folder).glob("*.py") if "def parse_args" in path.read_text())
-OTHER_TYPES = {None, Path, "name_and_folder", "perceptual"}
+OTHER_TYPES = {None, Path, "name_and_folder", "perceptual", "folder_or_count"}
 
 
 def flags_of(parser, command=()):

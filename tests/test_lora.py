@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.lora import add_lora, load_lora, lora_state, merge_lora
+from models.lora import add_lora, load_lora, lora_state, merge_lora, merged_state
 from models.rrdb import RRDBNet
 from models.swinir import SwinIR
 
@@ -145,8 +145,14 @@ def test_a_deep_copy_computes_with_its_own_adapters_and_merging_leaves_no_hooks(
     perturb(other)
     x = torch.rand(1, 3, 16, 16)
     assert not torch.allclose(net(x), other(x), atol=1e-4)
-    before = other(x)
+    before, keys = other(x), set(next(nets())[0].state_dict())
+    state = merged_state(net)
+    assert set(state) == keys
+    plain = next(nets())[0]
+    plain.load_state_dict(state)
+    assert torch.allclose(plain(x), net(x), atol=1e-5)  # which is still adapted
     merge_lora(other)
+    assert all(torch.equal(v, other.state_dict()[k]) for k, v in merged_state(other).items())
     assert not other._forward_pre_hooks and not other._forward_hooks
     assert not hasattr(other, "lora_groups")
     assert torch.allclose(other(x), before, atol=1e-5)

@@ -212,7 +212,12 @@ def test_validation_scores_the_averaged_network_as_the_tables_do(base, pairs, mo
          monkeypatch=monkeypatch)
     rows = read_log(base / "valid/val.csv")
     assert [row["step"] for row in rows] == ["0", "2", "4", "5"] and list(rows[0])[1:] == [
-        "psnr", "ssim", "passed"]  # without Q, which rand does not use
+        "psnr", "ssim", "q", "passed"]  # Q, too, which rand does not use
+    best = max(rows[1:], key=lambda row: float(row["psnr"]))
+    call(train_sr, *RAND, *pairs, "--steps", best["step"], "--out", "best", cwd=base,
+         monkeypatch=monkeypatch)
+    a, b = (read_state(base / name) for name in ("valid/net_g_best.pt", "best/net_g_ema.pt"))
+    assert all(torch.equal(a[key], b[key]) for key in a)
     run("evaluate.py", "--models", "A=valid/net_g_ema.pt", "--gt", "val/gt", "--lq",
         "val/lq", "--metrics", "psnr", "ssim", "--out", "valid/t.csv", cwd=base)
     (table,), _ = read_csv(base / "valid/t.csv")

@@ -21,13 +21,13 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
-from tqdm import tqdm
 
 from models.checkpoint import one_line, read_text, replacing, sha256
 from models.distributed import clean_exit
 from models.flags import integer, new_parser
 from models.hggt import MultiGT, load_sets
 from models.images import is_system_file, open_image, read_rgb, write_png
+from models.progress import progress
 
 RECORD_FILE = "enhance.json"
 TIFF_BITS_PER_SAMPLE = 258
@@ -58,7 +58,7 @@ def enhance(
         temporary.write_text(json.dumps(record, indent=1))
     for name in ("original", *nets):
         (out / name).mkdir(exist_ok=True)
-    for path in tqdm(images, desc="original", unit="image"):
+    for path in progress(images, desc="original", unit="image"):
         for name, image in patches(path, crop):
             save_original(path, image, out / "original" / f"{name}.png")
     enhance_originals(out, nets, files, crop)
@@ -226,7 +226,7 @@ def enhance_originals(
     pairs = [(name, path) for name in nets for path in originals]
     todo = [(name, path) for name, path in pairs if not (out / name / path.name).exists()]
     done = len(pairs) - len(todo)
-    for name, path in tqdm(todo, "enhance", len(pairs), unit="image", initial=done):
+    for name, path in progress(todo, "enhance", len(pairs), unit="image", initial=done):
         image = read_rgb(path)
         try:
             write_png(out / name / path.name, restore(nets[name], image))

@@ -32,7 +32,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from models.checkpoint import one_line, read_csv, replacing, sha256, write_csv
 from models.degradations import degrade_patch
@@ -42,9 +41,10 @@ from models.flags import SEED, integer, new_parser, number, perceptual, refuse
 from models.images import PHOTOS, describe_folder, list_images, read_rgb, write_png
 from models.metrics import as_image, as_tensor, load_metrics, to_8bit
 from models.photos import LUMA, photo_size, read_srgb
+from models.progress import progress
 from models.rrdb import RRDBNet
 from models.swinir import SwinIR
-from models.validation import FIDELITY, Validation
+from models.validation import FIDELITY, SECOND, Validation, read_pairs
 from models.weights import load_net, vgg19_state
 from tools.prefetch import fetch_network
 from tools.upscale import apply_lora, bicubic
@@ -111,7 +111,7 @@ def detailed_corners(image: np.ndarray, count: int = 2) -> list[tuple[int, int]]
 
 def write_crops(files: list[Path], folder: Path, degradation: str) -> None:
     """gt/NAME.png and lq/NAME.png of each photo's crops; what is there is kept."""
-    for k, file in enumerate(tqdm(files, folder.name, unit="photo")):
+    for k, file in enumerate(progress(files, folder.name, unit="photo")):
         names = [(folder / "gt" / f"{file.stem}_{i}.png", folder / "lq" / f"{file.stem}_{i}.png")
                  for i in range(2)]
         if all(name.is_file() for pair in names for name in pair):
@@ -170,7 +170,8 @@ def tune(args: argparse.Namespace, out: Path, *flags: str) -> None:
 def choose_scale(args: argparse.Namespace, nets: Callable[[float], nn.Module], device: torch.device
                  ) -> tuple[float, list[str]]:
     """The largest scale of the adapters that passes the guard, and a line for each scale."""
-    validation = Validation(str(args.work / "val/lq"), str(args.work / "val/gt"), None, device)
+    pairs = read_pairs(str(args.work / "val/lq"), str(args.work / "val/gt"))
+    validation = Validation(pairs, None, args.q, device)
     base, chosen, lines = validation(nets(0.0)), 0.0, []
     for scale in SCALES:
         scores = validation(nets(scale))
@@ -187,7 +188,7 @@ def choose_scale(args: argparse.Namespace, nets: Callable[[float], nn.Module], d
 def score_rows(args: argparse.Namespace, rows: dict[str, Callable[[Tensor], Tensor]],
                device: torch.device) -> tuple[list[str], dict[str, list[list[float]]]]:
     """Columns, and {row: scores of each test crop}; the SR images go to work/sr/ROW/NAME.png."""
-    specs = FIDELITY | {"q": args.q, "piqe": "piqe"}
+    specs = FIDELITY | {"q": args.q, "piqe": "piqe"} | SECOND | {"nima": "nima"}
     metrics, unavailable, problems = load_metrics(specs, device)
     refuse(problems)
     for column, reason in unavailable.items():
@@ -196,7 +197,7 @@ def score_rows(args: argparse.Namespace, rows: dict[str, Callable[[Tensor], Tens
     table: dict[str, list[list[float]]] = {}
     for row, enlarge in rows.items():
         table[row] = []
-        for file in tqdm(files, row, unit="crop"):
+        for file in progress(files, row, unit="crop"):
             lq, gt = (as_tensor(read_rgb(f), device)
                       for f in (file, args.work / "test/gt" / file.name))
             with torch.no_grad():
@@ -263,6 +264,7 @@ def check_metrics(args: argparse.Namespace, device: torch.device) -> None:
 
 def main(args: argparse.Namespace) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.backends.cudnn.allow_tf32 = False  # in the networks it moves scores in the third digit
     for key, value in (GPU if device.type == "cuda" else CPU).items():
         if getattr(args, key) is None:
             setattr(args, key, value)

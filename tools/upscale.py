@@ -51,6 +51,7 @@ from models.images import PHOTOS, describe_folder, list_images
 from models.lora import add_lora, load_lora, lora_state, merge_lora
 from models.metrics import load_metrics, split_pairs
 from models.photos import LARGEST_SIDE, Photo, read_photo, write_photo
+from models.progress import progress
 from models.tiles import limit_memory, tile_size, upscale
 from models.weights import load_net
 
@@ -153,7 +154,7 @@ def upscale_photos(
     """
     out.mkdir(parents=True, exist_ok=True)
     rows = []
-    for path in tqdm(files, desc=out.name, unit="photo", disable=quiet):
+    for path in progress(files, desc=out.name, unit="photo", disable=quiet):
         row, target = {"file": path.name}, out / path.name
         try:
             photo = upscale_photo(path, target, enlarge, overwrite, row)
