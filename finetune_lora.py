@@ -27,7 +27,7 @@ from torch.utils.checkpoint import checkpoint
 import train_sr
 from models.checkpoint import check_finite, save_atomic, sha256
 from models.distributed import clean_exit, cleanup
-from models.flags import integer, new_parser, number
+from models.flags import describe, integer, new_parser, number
 from models.lora import add_lora, lora_state, merged_state
 from models.quality import load_quality
 from models.settings import ema_checkpoint
@@ -126,13 +126,21 @@ def resolve_args(args: argparse.Namespace) -> None:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = new_parser(__doc__)
     train_sr.add_arguments(parser)
+    describe(
+        parser, init="network to start from (default: what training with --sampler wrote, "
+        "runs/<net>-<sampler>*/net_g_ema.pt)",
+        data="multi-GT folder, or flat folder of HR images (default: datasets/HGGT)",
+        out="run folder (default: runs/<net>-<sampler>+FT, and what differs from the paper's "
+        "settings)", lr="Adam learning rate of net_g (default: 5e-6 SwinIR, 5e-5 others)",
+        milestones="steps after which the learning rate is halved (default: 5000 SwinIR, none "
+        "others)")
     add = parser.add_argument
     add("--lambda-q", type=number(0), default=0.05,
         help="weight of the quality score in its own units (Eq. 5); 0: no reward")
     add("--checkpoint-reward", action="store_true",
         help="score images one by one and again in the backward pass: less memory, more time")
     add("--lora-rank", type=integer(1, 1024),
-        help="rank of the adapters (48 SwinIR, 24 RealESRGAN)")
+        help="rank of the adapters (default: 48 SwinIR, 24 others)")
     add("--lora-targets", nargs="+", metavar="PATTERN",
         help="shell patterns of the layers that get adapters (default: the paper's: the MLPs of "
         "SwinIR, the convolutions in RealESRGAN's blocks)")

@@ -20,6 +20,10 @@ cd "$(dirname "$0")"
 trap 'exit 130' INT TERM # no further step: a script that is stopped by a signal exits with 0
 
 refuse() { echo "run_all.sh: $1" >&2; exit 2; }
+if [[ ${1-} == -h || ${1-} == --help ]]; then
+  sed -n '/^#!/d; /^#/!q; s/^# \{0,1\}//p' "$0"
+  exit
+fi
 if [ "${1-demo}" = demo ]; then
   for name in NET SEED DRY ONLY; do
     [ -z "${!name-}" ] || refuse "$name= is not for the demo; see: python -m demo.run --help"

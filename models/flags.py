@@ -10,12 +10,29 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
+class Help(argparse.RawDescriptionHelpFormatter):
+    """The description as it stands; each default that the help of a flag does not mention."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text, default = action.help or "", action.default
+        hidden = default is None or isinstance(default, bool) or default == argparse.SUPPRESS
+        if "default" in text or hidden:
+            return text
+        values = default if isinstance(default, list | tuple) else [default]
+        return f"{text} (default: {' '.join(map(str, values))})".replace("%", "%%")
+
+
 def new_parser(description: str, prog: str | None = None) -> argparse.ArgumentParser:
     """A parser that shows the description as it stands and takes flags by their whole names."""
-    return argparse.ArgumentParser(
-        prog=prog, description=description, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    return argparse.ArgumentParser(prog=prog, description=description, allow_abbrev=False,
+                                   formatter_class=Help)
+
+
+def describe(parser: argparse.ArgumentParser, **texts: str) -> None:
+    """Give flags another help text, by their names in the namespace."""
+    for action in parser._actions:
+        action.help = texts.pop(action.dest, action.help)
+    assert not texts, texts
 
 
 def refuse(problems: list[str], shown: int = 20) -> None:

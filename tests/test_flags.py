@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from scripts import ROOT, run_script
 
-from models.flags import SEED, integer, number
+import finetune_lora
+import train_sr
+from models.flags import SEED, Help, integer, number
 
 MODULES = sorted(
     str(path.relative_to(ROOT).with_suffix("")).replace("/", ".")
@@ -121,3 +123,27 @@ def test_as_a_user_sees_it():
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1] == (
         "train_sr.py: error: argument --seed: '-1': must be an integer from 0 to 4294967295")
+
+
+@pytest.mark.parametrize("script, texts", [
+    (train_sr, ["--lr LR Adam learning rate of net_g (default: 1e-4; stage one 2e-4)",
+                "GAN loss; 0: no discriminator (default: 0.1)", "(default: 300000)", "SEED seed of "
+                "weights and draws (default: 0)", "runs/<net>-stage1*/net_g_ema.pt"]),
+    (finetune_lora, ["(default: 5e-6 SwinIR, 5e-5 others)", "no discriminator (default: 0.0)",
+                     "runs/<net>-<sampler>+FT", "(default: 20000)", "(default: musiq)",
+                     "runs/<net>-<sampler>*/net_g_ema.pt"]),
+], ids=["train_sr", "finetune_lora"])
+def test_help_shows_the_defaults_that_hold(script, texts, capsys):
+    with pytest.raises(SystemExit):
+        script.parse_args(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert [part for part in texts if part not in text] == []
+    assert ("300000" in text) == (script is train_sr)
+
+
+@pytest.mark.parametrize("module, command, action", FLAGS)
+def test_every_default_is_shown(module, command, action):
+    if isinstance(action.default, bool) or action.default in (None, argparse.SUPPRESS):
+        return
+    text = Help("x")._get_help_string(action)
+    assert "default" in text, action.option_strings

@@ -30,7 +30,7 @@ import torch
 from models.checkpoint import one_line, save_atomic, sha256
 from models.distributed import clean_exit
 from models.flags import new_parser
-from models.iqa import PAPER_FILES, PREFETCH, cache_folders
+from models.iqa import PAPER_FILES, PREFETCH, cache_folders, online
 from models.rrdb import RRDBNet
 from models.weights import download, load_net, prefetch
 
@@ -162,6 +162,12 @@ def main(args: argparse.Namespace) -> None:
         hub, hugging_face = cache_folders()
         print(f"For runs without a network: export TORCH_HOME={hub.parent} "
               f"HF_HOME={hugging_face.parent} HF_HUB_OFFLINE=1")
+    if problems and not online():
+        from huggingface_hub import constants
+
+        problems.append(f"{constants.ENDPOINT} does not answer, or HF_HUB_OFFLINE is set. Run the "
+                        "same command with --into DIR on a machine with a network, copy DIR here, "
+                        "and set the variables that it prints")
     if problems:
         raise ValueError("\n".join(problems))
 
