@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from models.checkpoint import check_finite, file_digest
 from models.hggt import MultiGT
+from models.rrdb import modern_name
 from models.samplers import SCORING
 from models.scores import cache_stem
+from models.weights import read_network
 
 RECIPE = 3  # raised when the same settings train differently: older runs cannot resume
 # Flags that do not decide the result
@@ -111,7 +113,8 @@ def summary(args: argparse.Namespace, net_g: nn.Module, sets: MultiGT, lambdas: 
 def ema_checkpoint(state: dict[str, Tensor], args: argparse.Namespace) -> dict:
     """What net_g_ema.pt holds: plain tensors that load on any machine, and what made them.
 
-    state: the network's
+    state: the network's; with --net auto the keys are those of the file that it started from, and
+    SwinIR's masks, without which other programs do not know it
     evaluate.py reads the settings. They name no folder: equal runs write equal files.
     Raises ValueError if a weight is not finite.
     """
@@ -120,6 +123,9 @@ def ema_checkpoint(state: dict[str, Tensor], args: argparse.Namespace) -> dict:
     iqa = [name.partition("@") for name in args.iqa if uses_quality(args)]
     settings["iqa"] = [name + at + Path(file).name for name, at, file in iqa]
     settings["perceptual"] = args.perceptual.partition("@")[0]
-    state = {k: v.cpu().contiguous() for k, v in state.items()}
+    names = {}
+    if args.any_size:
+        names = {modern_name(key): key for key in read_network(args.init)[0]}
+    state = {names.get(k, k): v.cpu().contiguous() for k, v in state.items()}
     check_finite(state, f"{args.out}: the averaged network is not written")
     return {"params_ema": state, "settings": settings}
