@@ -30,6 +30,7 @@ from models.quality import (
     mean_standardised,
     scale_of,
 )
+from models.run import LOCKS
 from models.samplers import choose_argmax, sampling_weights
 from models.swinir import SwinIR
 from train_sr import ema_decay_at, ema_update, lr_at
@@ -174,10 +175,16 @@ def run(script, *flags, cwd, processes=0, ok=True):
     return result
 
 
-def call(module, *flags, cwd, monkeypatch):
+def call(module, *flags, cwd, monkeypatch=None):
     """As run, in this process: a second instead of five."""
-    monkeypatch.chdir(cwd)
-    module.main(module.parse_args([str(flag) for flag in flags]))
+    before = os.getcwd()
+    try:
+        os.chdir(cwd)
+        module.main(module.parse_args([str(flag) for flag in flags]))
+    finally:
+        os.chdir(before)
+        while LOCKS:  # of the run folder, which this process would hold to its end
+            LOCKS.pop().close()
 
 
 TINY = ("--net", "swinir_tiny", "--data", "HGGT", "--perceptual", "laplacian", "--patch-size", 32,
@@ -190,10 +197,10 @@ def base(tmp_path_factory):
     """A working folder with data, a stage-one net and a 6-step amo run."""
     folder = tmp_path_factory.mktemp("train")
     make_hggt(folder / "HGGT", n=4, size=64)
-    run("train_sr.py", *TINY, "--data", "HGGT/Train/images/0-4/original", "--lambda-p", 0,
+    call(train_sr, *TINY, "--data", "HGGT/Train/images/0-4/original", "--lambda-p", 0,
         "--lambda-a", 0, "--steps", 3, "--out", "stage1", cwd=folder)
     amo = ("--sampler", "amo", "--init", "stage1/net_g_ema.pt")
-    run("train_sr.py", *TINY, *amo, "--steps", 6, "--save-every", 2, "--sample-every", 3,
+    call(train_sr, *TINY, *amo, "--steps", 6, "--save-every", 2, "--sample-every", 3,
         "--out", "amo", cwd=folder)
     return folder
 
@@ -225,7 +232,8 @@ def test_run_writes_what_it_promises(base):
     for row in log:
         assert abs(sum(float(row[f"share_{k}"]) for k in range(5)) - 1) < 1e-5
         assert float(row["l_pix"]) > 0 and float(row["l_adv"]) > 0 and float(row["l_d"]) > 0
-    assert sorted(p.name for p in (base / "amo/samples").iterdir()) == ["000003.png", "000006.png"]
+    assert sorted(p.name for p in (base / "amo/samples").iterdir()) == [
+        "000001.png", "000003.png", "000006.png"]
     # Contrast grows with the member, so that sharpness picks the last one, patch by patch.
     assert float(log[-1]["share_4"]) == 1.0
 
@@ -233,7 +241,7 @@ def test_run_writes_what_it_promises(base):
 def test_stop_and_resume_is_bit_identical(base):
     flags = (*TINY, "--sampler", "amo", "--init", "stage1/net_g_ema.pt", "--save-every", 2,
              "--out", "resumed")
-    run("train_sr.py", *flags, "--steps", 3, cwd=base)  # in the middle of a row's interval
+    call(train_sr, *flags, "--steps", 3, cwd=base)  # in the middle of a row's interval
     # A row after the checkpoint, as a killed run leaves it.
     with open(base / "resumed/log.csv", "a") as file:
         file.write("6,0.001,1,1,1,1,1,0,0,0,0,1\n8,0.0")
@@ -247,7 +255,7 @@ def test_two_processes_agree_with_one(base):
     # A low rate for net_d: Adam enlarges the rounding of gradients near zero to a share of it
     flags = (*TINY, "--lr-d", 1e-4, "--sampler", "amo", "--init", "stage1/net_g_ema.pt", "--steps",
              4)
-    run("train_sr.py", *flags, "--out", "one", cwd=base)
+    call(train_sr, *flags, "--out", "one", cwd=base)
     run("train_sr.py", *flags[:-1], 3, "--out", "two", cwd=base, processes=2)
     run("train_sr.py", *flags, "--out", "two", cwd=base, processes=2)  # resumed
     same_weights(base / "one/last.pt", base / "two/last.pt", tolerance=1e-5)
@@ -337,10 +345,13 @@ def board(folder):
 def test_tensorboard_shows_what_log_csv_holds(base):
     scalars, images = board(base / "amo")
     log = read_log(base / "amo/log.csv")
-    assert set(scalars) == set(log[0]) - {"step"} and images == [3, 6]
+    columns = {tag: tag.replace("loss/", "").replace("share/", "share_") for tag in scalars}
+    assert set(columns.values()) == set(log[0]) - {"step"} and images == [1, 3, 6]
+    assert {"loss/l_pix", "share/4", "lr"} <= set(scalars)
     for tag, values in scalars.items():
         assert list(values) == [2, 4, 6]
-        assert np.allclose(list(values.values()), [float(row[tag]) for row in log], rtol=1e-5)
+        expected = [float(row[columns[tag]]) for row in log]
+        assert np.allclose(list(values.values()), expected, rtol=1e-5)
 
 
 def test_tensorboard_forgets_what_a_resume_takes_back(base, monkeypatch):
@@ -352,7 +363,7 @@ def test_tensorboard_forgets_what_a_resume_takes_back(base, monkeypatch):
     torch.save(before, base / "board/last.pt")  # as if the second run had been killed
     call(train_sr, *flags, "--steps", 6, cwd=base, monkeypatch=monkeypatch)
     scalars, images = board(base / "board")
-    assert list(scalars["l_pix"]) == [1, 2, 3, 4, 5, 6] and images == [2, 4, 6]
+    assert list(scalars["loss/l_pix"]) == [1, 2, 3, 4, 5, 6] and images == [1, 2, 4, 6]
 
 
 def test_training_without_tensorboard(base, monkeypatch):
@@ -360,7 +371,8 @@ def test_training_without_tensorboard(base, monkeypatch):
     call(train_sr, *TINY, "--sampler", "rand", "--init", "stage1/net_g_ema.pt", "--steps", 2,
          "--sample-every", 2, "--out", "plain", cwd=base, monkeypatch=monkeypatch)
     assert sorted(p.name for p in (base / "plain").iterdir()) == [
-        ".lock", "config.json", "last.pt", "log.csv", "net_g_ema.pt", "samples"]
+        ".lock", "config.json", "last.pt", "log.csv", "net_g_ema.pt",
+        "previous.pt", "samples"]  # saved after step 1, too
 
 
 @pytest.mark.parametrize("sampler", ["origs_only", "rand", "upos", "sma", "smp"])
@@ -391,9 +403,9 @@ def test_quality_is_scored_once(base, monkeypatch):
 
 def test_rrdb_stage_two_and_fine_tuning(base):
     tiny = ("--net", "rrdb_tiny", *TINY[2:])
-    run("train_sr.py", *tiny, "--sampler", "upos", "--steps", 2, "--init", "none", "--out", "rrdb",
+    call(train_sr, *tiny, "--sampler", "upos", "--steps", 2, "--init", "none", "--out", "rrdb",
         cwd=base)
-    run("finetune_lora.py", *tiny, "--sampler", "upos", "--init", "rrdb/net_g_ema.pt",
+    call(finetune_lora, *tiny, "--sampler", "upos", "--init", "rrdb/net_g_ema.pt",
         "--steps", 2, "--lora-rank", 2, "--lambda-a", 0.1, "--init-d", "rrdb/last.pt",
         "--out", "rrdb-ft", cwd=base)
     base_state, tuned = (read_state(base / f"{d}/net_g_ema.pt") for d in ("rrdb", "rrdb-ft"))
@@ -405,7 +417,7 @@ def test_rrdb_stage_two_and_fine_tuning(base):
 def test_fine_tuning_raises_the_score(base):
     flags = (*TINY, "--sampler", "amo", "--init", "amo/net_g_ema.pt", "--lora-rank", 4,
              "--lambda-q", 0.05, "--ema-decay", 0.5, "--steps", 8, "--lr", 5e-3)
-    run("finetune_lora.py", *flags, "--out", "ft", cwd=base)
+    call(finetune_lora, *flags, "--out", "ft", cwd=base)
     lora = load_file(base / "ft/lora.pt")
     assert lora["rank"] == 4 and len(lora["lora"]) == 2 * 2 * 4  # A and B of fc1, fc2, 4 blocks
     before = SwinIR.from_state(read_state(base / "amo/net_g_ema.pt"))
@@ -418,9 +430,9 @@ def test_fine_tuning_raises_the_score(base):
     log = read_log(base / "ft/log.csv")
     assert all(float(r["l_adv"]) == 0 and float(r["l_iqa"]) < 0 for r in log)
     # Resume in one process of what was stopped: bit-identical too.
-    run("finetune_lora.py", *flags[:-4], "--steps", 5, "--lr", 5e-3, "--out", "ft2",
+    call(finetune_lora, *flags[:-4], "--steps", 5, "--lr", 5e-3, "--out", "ft2",
         "--save-every", 4, cwd=base)
-    run("finetune_lora.py", *flags, "--out", "ft2", cwd=base)
+    call(finetune_lora, *flags, "--out", "ft2", cwd=base)
     assert all(torch.equal(v, load_file(base / "ft2/lora.pt")["lora"][k])
                for k, v in lora["lora"].items())
 
@@ -448,7 +460,7 @@ def test_reward_by_single_images_gives_the_same_step():
 
 
 def test_full_fine_tuning_moves_everything(base):
-    run("finetune_lora.py", *TINY, "--sampler", "amo", "--init", "amo/net_g_ema.pt", "--full",
+    call(finetune_lora, *TINY, "--sampler", "amo", "--init", "amo/net_g_ema.pt", "--full",
         "--steps", 2, "--out", "full", cwd=base)
     before, after = (read_state(base / f"{d}/net_g_ema.pt") for d in ("amo", "full"))
     floats = [k for k in before if before[k].is_floating_point() and "attn_mask" not in k]
@@ -523,7 +535,7 @@ def test_a_default_folder_tells_what_differs_from_the_paper():
 
 def test_a_run_of_another_recipe_is_refused_in_one_line(base):
     flags = (*TINY, "--sampler", "rand", "--init", "stage1/net_g_ema.pt", "--out", "recipe")
-    run("train_sr.py", *flags, "--steps", 1, cwd=base)
+    call(train_sr, *flags, "--steps", 1, cwd=base)
     state = load_file(base / "recipe/last.pt")
     del state["settings"]["recipe"]  # as before there was one
     state["settings"]["lambda_q"] = 0.0
