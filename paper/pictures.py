@@ -93,8 +93,8 @@ def crops_figure(test: TestSet, images: Images, metrics: Sequence[str], noisy: b
         corner, size = window_of(test, net, name, noisy)
         line = [Cell(crop(lq, corner, size), "LQ"), Cell(crop(gt, corner, size), "original")]
         for row in (POSITIVES, BASE, TUNED):
-            first, *others = [*scores_of(test, f"{net}-{row}", name, metrics), ""]
-            text = f"{row}: {first}" + ("\n" + ", ".join(others[:-1])).rstrip()
+            first, *others = scores_of(test, f"{net}-{row}", name, metrics) or [""]
+            text = f"{row}: {first}\n{', '.join(others)}".rstrip(": \n")
             line.append(Cell(crop(test.read_sr(f"{net}-{row}", name), corner, size), text))
         lines.append(line)
         change = test.gains(net, metrics[0], POSITIVES, TUNED).get(name)

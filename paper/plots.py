@@ -92,7 +92,7 @@ def tradeoff_figure(
     if not columns or not nets:
         return None
     fig, axes = plt.subplots(len(nets), len(columns), sharey="row", squeeze=False,
-                             figsize=(WIDTH, 3.7 * len(nets) + 0.4))
+                             figsize=(WIDTH, 4.2 * len(nets) + 0.4))
     panels = []
     for ax, (net, column) in zip(axes.flat, itertools.product(nets, columns), strict=True):
         points = {m.split("-", 1)[1]: (v[column], v[quality]) for m, v in means.items()
@@ -127,10 +127,10 @@ def draw_tradeoff(ax: plt.Axes, net: str, points: Points, bars: Points
     x, y = points[FAR]
     y -= bars[FAR][1] if FAR in bars else 0
     ax.annotate(FAR, (x, y), (0, -6), textcoords="offset points", ha="center", va="top")
-    inset = ax.inset_axes([0.44, 0.46, 0.46, 0.52])
+    inset = ax.inset_axes([0.44, 0.45, 0.46, 0.53])
     inset.yaxis.tick_right()
     draw_points(inset, net, close, {})
-    inset.margins(x=0.16, y=0.12)
+    inset.margins(x=0.22, y=0.1)
     finish_axes(inset, "", "")
     ax.indicate_inset_zoom(inset, edgecolor="gray")
     return [(inset, close)]

@@ -624,19 +624,3 @@ def test_a_row_trains_from_stage_one_by_its_own_commands(demo, tmp_path, monkeyp
         assert "net_g_ema.pt" in (few.runs / f"{name}.log").read_text()
     assert [line.split()[0] for line in capfd.readouterr().out.splitlines()] == [
         "start", "stage1", "AMO"]
-
-
-def test_figure_7_without_and_with_a_browser(tmp_path, monkeypatch, capsys):
-    page = tmp_path / "page.html"
-    monkeypatch.setattr(run.shutil, "which", lambda name: None)
-    run.page_picture(page, tmp_path / "figure7.png", tmp_path)
-    text = f"figure7.png: not made, no Chromium; it is a picture of {page}"
-    assert text in capsys.readouterr().out
-    browser = tmp_path / "browser.sh"
-    browser.write_text("""#!/bin/sh\nfor a in "$@"; do
-        case $a in --screenshot=*) echo "$@" > "${a#--screenshot=}";; esac; done\n""")
-    browser.chmod(0o755)
-    monkeypatch.setattr(run.shutil, "which", {"chromium": str(browser)}.get)
-    run.page_picture(page, tmp_path / "figure7.png", tmp_path)
-    assert capsys.readouterr().out == "figure7.png: written\n"
-    assert (tmp_path / "figure7.png").read_text().strip().endswith(page.as_uri())
