@@ -464,7 +464,8 @@ def test_every_step_is_accepted_and_comes_after_what_it_reads(net, all_rows):
             if reader != name and re.search(rf"{path}(?![\w.+,-])", step.command):
                 unused = (name, reader) == ("q", "stage1")  # its --iqa chooses nothing
                 assert unused or name in before(reader), (name, reader)
-    assert {"analysis", "table5", "table8"} <= before("figures") and "table5" in before("study")
+    assert {"analysis", "table5", "table8", "equal_table"} <= before("figures")
+    assert "table5" in before("study")
     for name in demo.rows:
         a = args[name]
         assert (a.net, a.seed, a.tau) == (f"{net}_tiny", 3, 10.0 if "+FT" in name else 3.0)

@@ -206,14 +206,17 @@ def test_labels_cover_no_label_and_no_point():
 
 
 def test_a_line_to_a_label_crosses_no_other_point():
-    points = np.array([[100.0, 100], [100, 112], [100, 124], [112, 106], [88, 106], [112, 118]])
-    centres = place_labels(points, np.tile([70.0, 12.0], (6, 1)), (0, 0, 300, 300))
-    for i, (point, centre) in enumerate(zip(points, centres, strict=True)):
-        for t in (0.2, 0.4, 0.6):
-            x, y = point + t * (centre - point)
-            others = np.delete(points, i, 0)
-            beside = abs(centre - point) - (35, 6)  # touching labels need no line
-            assert beside.max() <= 10 or (abs(others - (x, y)).max(1) >= 6).all(), (i, t)
+    lines = 0
+    for seed in range(10):
+        points = np.random.default_rng(seed).uniform(200, 230, (6, 2))
+        size = np.array([70.0, 12.0])
+        centres = place_labels(points, np.tile(size, (6, 1)), (0, 0, 430, 430))
+        for i, (point, centre) in enumerate(zip(points, centres, strict=True)):
+            if np.hypot(*np.maximum(abs(centre - point) - size / 2, 0)) > 12:  # drawn from here on
+                on_line = [point + t * (centre - point) for t in (0.2, 0.4, 0.6)]
+                lines += 1
+                assert all(abs(np.delete(points, i, 0) - p).max(1).min() > 6 for p in on_line)
+    assert lines > 5
 
 
 # ------------------------------------------------------------------------- colours, plots
