@@ -9,7 +9,7 @@
 #   bash run_all.sh paper                        the paper: 1,764 GPU hours of training (A100)
 #   DRY=1 bash run_all.sh paper                  print the commands, to copy, and stop
 #   ONLY='SwinIR-AMO*' bash run_all.sh paper     only the steps that match a shell pattern: rows,
-#       analysis, table5, table8, figures, study, report; several: ONLY='@(table5|figures)'
+#       analysis, table5, table8, study, figures, report; several: ONLY='@(table5|figures)'
 #   SEED=1 bash run_all.sh paper                 another seed, in runs/seed1 and results/paper-seed1
 #
 # The hours follow from the paper's (Sec. 8.2): on four A100, a training takes 23 h (SwinIR) or 32 h
@@ -122,18 +122,18 @@ for name in SwinIR RealESRGAN; do
   row $name-AMO+FT_full      "${amo[@]}" --full
 done
 
-# Tables 5 and 8 of the trained rows; figures and Table 7; user study; report
+# Tables 5 and 8 of the trained rows; user study; figures and Table 7; report
 [[ table5 != $only || ${#models[@]} -gt 0 ]] || refuse "table5: no row is trained yet"
 [[ table8 != $only || ${#table8[@]} -gt 0 ]] || refuse "table8: no row of it is trained yet"
 step table5 - "${launch[@]}" evaluate.py --models "${models[@]}" --gt "$test_gt" --lq "$test_lq" \
   --require-all --save-sr $results/sr --out $results/table5.csv
 step table8 - "${launch[@]}" evaluate.py --models "${table8[@]}" --realsr "$realsr" --require-all \
   --out $results/table8.csv
-step figures - python -m paper.figures --results $results --sr $results/sr --gt "$test_gt" \
-  --lq "$test_lq"
 step study $results/study/key.json python -m paper.user_study make --seed "$seed" \
   --a SwinIR-AMO+FT=$results/sr/SwinIR-AMO+FT --b SwinIR-UPos=$results/sr/SwinIR-UPos \
   --out $results/study
+step figures - python -m paper.figures --results $results --sr $results/sr --gt "$test_gt" \
+  --lq "$test_lq"
 step report - python -m paper.report --results $results --sr $results/sr --gt "$test_gt" \
   --lq "$test_lq" --images 20 ${shown[@]:+--models "${shown[@]}"} # about 130 MB
 [ -n "$matched" ] || refuse "ONLY=$only matches no step; see the head of this file"

@@ -14,21 +14,22 @@ from pathlib import Path
 import numpy as np
 
 from demo.data import RATER_NOISE, rng_of, to_float, utilities
-from models.checkpoint import read_csv, replacing, write_csv
+from models.checkpoint import read_csv, write_csv
 from models.distributed import clean_exit
 from models.flags import new_parser
 from models.images import read_rgb
+from paper.claims import ordering
 from paper.report import GOLD
 from paper.user_study import checksum, read_key
 
 CHAIN = ("OrigsOnly", "Rand", "UPos", "SMA", "AMO")
-SAMPLERS = (*CHAIN, "SMP")
 # (name, column, rows from lowest to highest); held on 3 of 3 seeds of the prototype
 ROBUST = [
     ("Q rises", "q", CHAIN),
     ("judge rises", "judge", CHAIN),
     ("PSNR to the original falls", "psnr_original", CHAIN[::-1]),
     ("PSNR to the positives falls from Rand on", "psnr", CHAIN[:0:-1]),
+    ("AMO+FT has the highest Q", "q", ((*CHAIN, "SMP", "UPos+FT"), "AMO+FT")),
 ]
 OPEN = [  # not robust there: printed as they come out
     ("SMP above UPos in Q", "q", ("UPos", "SMP")),
@@ -50,21 +51,10 @@ def row_means(per_image: list[dict[str, str]]) -> dict[str, dict[str, float]]:
 
 
 def orderings(means: dict[str, dict[str, float]]) -> list[tuple[str, str, str, str]]:
-    """(kind, ordering, "held" or "not held", the numbers) of each comparison above."""
-    result = []
-    for kind, checks in (("robust", ROBUST), ("open", OPEN)):
-        for name, column, chain in checks:
-            values = [means[row][column] for row in chain]
-            held = all(a < b for a, b in zip(values, values[1:], strict=False))
-            numbers = " < ".join(f"{r} {v:.2f}" for r, v in zip(chain, values, strict=True))
-            result.append((kind, name, "held" if held else "not held", numbers))
-        if kind == "robust":
-            others = {row: means[row]["q"] for row in (*SAMPLERS, "UPos+FT")}
-            best = max(others, key=others.get)
-            top = means["AMO+FT"]["q"]
-            result.append((kind, "AMO+FT has the highest Q", "held" if top > others[best]
-                           else "not held", f"{best} {others[best]:.2f} < AMO+FT {top:.2f}"))
-    return result
+    """(kind, ordering, outcome, the numbers) of each comparison above; see paper/claims.py."""
+    return [(kind, name, *ordering({r: v[column] for r, v in means.items() if column in v}, rows))
+            for kind, checks in (("robust", ROBUST), ("open", OPEN))
+            for name, column, rows in checks]
 
 
 def table_rows(results: Path) -> tuple[dict[str, dict[str, float]], list[str]]:
@@ -119,23 +109,18 @@ def curve_figure(table: Path) -> None:
 
     table: of evaluate.py, its rows named by the scales; the picture is written beside it, as .png.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from paper.draw import WIDTH, plt, save  # and matplotlib: tables alone do not need it
 
     rows = [row for row in read_csv(table, ("model", "q", "judge", "psnr"))[0]
             if row["model"] != GOLD]
     scales = [float(row["model"]) for row in rows]
-    fig, axes = plt.subplots(1, 3, figsize=(9, 2.6), layout="constrained")
+    fig, axes = plt.subplots(1, 3, figsize=(WIDTH, 2), layout="constrained")
     titles = {"q": "Q", "judge": "judge", "psnr": "PSNR to the positives, dB"}
     for ax, (column, title) in zip(axes, titles.items(), strict=True):
         ax.plot(scales, [float(row[column]) for row in rows], "o-")
         ax.set(title=title, xlabel="--lora-scale", xticks=scales)
         ax.axvline(1, color="0.8", zorder=0)
-    with replacing(table.with_suffix(".png")) as temporary:
-        fig.savefig(temporary, format="png", dpi=150)
-    plt.close(fig)
+    save(fig, table.with_suffix(".png"), "")
 
 
 def training_logs(runs: Path) -> tuple[list[str], list[list[str]]]:

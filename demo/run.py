@@ -27,6 +27,7 @@ from typing import NamedTuple
 from demo.report import compare_logs, curve_figure, seeds_table, simulate_votes, write_orderings
 from models.distributed import clean_exit
 from models.flags import SEED, new_parser
+from paper.page import page_picture
 
 LABELS = {"swinir": "SwinIR", "rrdb": "RealESRGAN"}
 DEGRADATIONS = {"swinir": "light", "rrdb": "two_round"}  # of the test images, as in training
@@ -150,8 +151,8 @@ class Demo:
         self.rows = [*SAMPLERS, *(row for row in FINE_TUNED if all_rows or row in FEW)]
         self.q = f"demo.quality:q@{self.runs}/q.pt"
         self.judge = f"demo.quality:judge@{self.runs}/judge.pt"
-        self.test = (f"--gt {self.data}/HGGT/Test/GT/Test-100 --lq {self.data}/HGGT/Test/"
-                     "Blind_Degradation_Benchmark_LQ/Test-100/Blind_LR")
+        self.lq = f"{self.data}/HGGT/Test/Blind_Degradation_Benchmark_LQ/Test-100/Blind_LR"
+        self.test = f"--gt {self.data}/HGGT/Test/GT/Test-100 --lq {self.lq}"
 
     def steps(self) -> list[Step]:
         """Everything but the last pages; what should begin early comes first."""
@@ -206,8 +207,16 @@ class Demo:
                  f"0={runs}/AMO/net_g_ema.pt 0.5={runs}/lora-0.5.pt 1={runs}/AMO+FT/net_g_ema.pt "
                  f"1.5={runs}/lora-1.5.pt {self.test} {metrics} --out {results}/lora_curve.csv",
                  shown=True),
-            Step("figures", ("analysis", "table5", "table8"), f"-m paper.figures --results "
-                 f"{results} --sr {runs}/sr {self.test} --quality q --held-out judge "
+            # Naive fine-tuning at the quality of AMO+FT, for Figures 3 and 5
+            Step("equal", ("judge", "AMO+FT", "AMO+FT_full"), "-m paper.equal --base "
+                 f"{runs}/AMO/net_g_ema.pt --naive {runs}/AMO+FT_full/net_g_ema.pt --lora "
+                 f"{runs}/AMO+FT/net_g_ema.pt --iqa {self.q} --lq {self.lq} "
+                 f"--out {runs}/AMO+FT_full_eq.pt", shown=True),
+            Step("equal_table", ("equal",), f"evaluate.py --models {self.label}-AMO+FT_full_eq="
+                 f"{runs}/AMO+FT_full_eq.pt {self.test} {metrics} --save-sr {runs}/sr "
+                 f"--out {results}/equal.csv", shown=True),
+            Step("figures", ("analysis", "table5", "table8", "equal_table"), "-m paper.figures "
+                 f"--results {results} --sr {runs}/sr {self.test} --quality q --held-out judge "
                  f"--reference {data}/pristine/test", shown=True),
             Step("study", ("table5",), "-m paper.user_study make "
                  f"--a {self.label}-AMO+FT={runs}/sr/{self.label}-AMO+FT "
@@ -226,7 +235,7 @@ class Demo:
 
         # Simulated raters vote in the user study, which shows its analysis
         votes = runs / "study/votes"
-        page_picture(runs / "study/rater01.html", results / "figure7.png", runs)
+        page_picture(runs / "study/rater01.html", results / "figure7.png")
         simulate_votes(runs / "study", runs / "sr", self.data / "pristine/test", votes)
         run_steps([Step("votes", (), "-m paper.user_study analyze "
                         f"{' '.join(map(str, sorted(votes.glob('*.json'))))} "
@@ -241,25 +250,6 @@ class Demo:
         run_steps([Step("report", (), f"-m paper.report --results {results} --sr {runs}/sr "
                         f"{self.test}", shown=True)], runs, jobs)
         print(f"done in {time.monotonic() - begin:.0f} s; results in {results}")
-
-
-def page_picture(page: Path, picture: Path, folder: Path) -> None:
-    """Figure 7: a picture of a rater's page, where a browser is installed."""
-    names = ("chromium", "chromium-browser", "google-chrome")
-    browser = next(filter(None, map(shutil.which, names)), None)
-    made, profile = False, (folder / "browser").absolute()
-    if browser:
-        with open(folder / "browser.log", "w") as log, \
-                contextlib.suppress(subprocess.TimeoutExpired):
-            made = subprocess.run(
-                [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-                 "--disable-background-networking", f"--user-data-dir={profile}",
-                 "--window-size=900,760", f"--screenshot={picture.absolute()}",
-                 page.absolute().as_uri()],
-                env=os.environ | ENVIRONMENT, stdout=log, stderr=log, timeout=60).returncode == 0
-    shutil.rmtree(profile, ignore_errors=True)
-    print(f"{picture.name}: " + ("written" if made else
-                                 f"not made, no Chromium; it is a picture of {page}"))
 
 
 def main(args: argparse.Namespace) -> None:

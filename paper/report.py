@@ -36,7 +36,7 @@ LOWER_BETTER = ("lpips", "lpips_st", "dists")
 SCORES = ("table5_per_image.csv", "photos_per_image.csv")  # evaluate.py's, tools/tune.py's
 MAX_PIXELS = 40e6  # of all images by default; 1.5 to 2 bytes of the page per pixel
 # In the order of the page; other files of the folder are not on it
-TABLES = ("table5.csv", "photos.csv", "table[78].csv", "orderings.csv", "seeds_*.csv",
+TABLES = ("table5.csv", "photos.csv", "table[78].csv", "claims.csv", "orderings.csv", "seeds_*.csv",
           "table[12346].csv", "structured_noise.csv", "user_study*.csv", "comparison.csv")
 PLOTS = ("strip.png", "perception_distortion.png", "tradeoff.png", "crops*.png", "figure[2-8].png")
 

@@ -465,7 +465,8 @@ def test_every_step_is_accepted_and_comes_after_what_it_reads(net, all_rows):
             if reader != name and re.search(rf"{path}(?![\w.+,-])", step.command):
                 unused = (name, reader) == ("q", "stage1")  # its --iqa chooses nothing
                 assert unused or name in before(reader), (name, reader)
-    assert {"analysis", "table5", "table8"} <= before("figures") and "table5" in before("study")
+    assert {"analysis", "table5", "table8", "equal_table"} <= before("figures")
+    assert "table5" in before("study")
     for name in demo.rows:
         a = args[name]
         assert (a.net, a.seed, a.tau) == (f"{net}_tiny", 3, 10.0 if "+FT" in name else 3.0)
@@ -625,19 +626,3 @@ def test_a_row_trains_from_stage_one_by_its_own_commands(demo, tmp_path, monkeyp
         assert "net_g_ema.pt" in (few.runs / f"{name}.log").read_text()
     assert [line.split()[0] for line in capfd.readouterr().out.splitlines()] == [
         "start", "stage1", "AMO"]
-
-
-def test_figure_7_without_and_with_a_browser(tmp_path, monkeypatch, capsys):
-    page = tmp_path / "page.html"
-    monkeypatch.setattr(run.shutil, "which", lambda name: None)
-    run.page_picture(page, tmp_path / "figure7.png", tmp_path)
-    text = f"figure7.png: not made, no Chromium; it is a picture of {page}"
-    assert text in capsys.readouterr().out
-    browser = tmp_path / "browser.sh"
-    browser.write_text("""#!/bin/sh\nfor a in "$@"; do
-        case $a in --screenshot=*) echo "$@" > "${a#--screenshot=}";; esac; done\n""")
-    browser.chmod(0o755)
-    monkeypatch.setattr(run.shutil, "which", {"chromium": str(browser)}.get)
-    run.page_picture(page, tmp_path / "figure7.png", tmp_path)
-    assert capsys.readouterr().out == "figure7.png: written\n"
-    assert (tmp_path / "figure7.png").read_text().strip().endswith(page.as_uri())

@@ -212,7 +212,7 @@ def test_the_demo_draws_the_curve(tmp_path):
     rows = [["Gold Standard", "", 9, 9], ["0", 1, 2, 3], ["0.5", 2, 3, 2], ["1.5", 4, 5, 1]]
     write_csv(tmp_path / "c.csv", ["model", "psnr", "q", "judge"], rows)
     curve_figure(tmp_path / "c.csv")
-    assert Image.open(tmp_path / "c.png").size == (1350, 390)
+    assert Image.open(tmp_path / "c.png").size == (2070, 600)
     write_csv(tmp_path / "c.csv", ["model", "psnr"], [["0", 1]])
     with pytest.raises(ValueError, match="no column q, judge"):
         curve_figure(tmp_path / "c.csv")

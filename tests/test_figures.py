@@ -1,37 +1,48 @@
 """paper/figures.py: hand-made tables and tiny images; the paper's numbers; each bad input."""
 
 import csv
+import itertools
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 from PIL import Image
+from skimage.color import rgb2lab
 
 from models.checkpoint import read_csv
-from paper import draw, figures
+from paper import draw, figures, pictures, plots, shown
 from paper.draw import overlap, place_labels
-from paper.figures import (
-    at_quantiles,
+from paper.figures import main, parse_args
+from paper.noise import (
     best_window,
     close_ups,
-    compare,
+    gradient,
     high_pass,
     incoherent,
-    main,
-    parse_args,
     structured_noise,
-    table7,
     window_sums,
+    write_noise_table,
 )
+from paper.shown import at_quantiles
+from paper.tables import KEY, TABLE7, compare, load_seeds, table7
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = ("UPos", "AMO", "UPos+FT", "AMO+FT", "AMO+FT_full")
 NAMES = ("0001", "0002", "0003", "0004", "0005", "0006")  # read as numbers, were they not names
 PAIR = ("set", "image1", "image2", "quality1", "quality2", "difference")  # of figure2.csv
 COLUMNS = ("psnr", "ssim", "musiq", "q", "judge")
+
+
+@pytest.fixture(autouse=True)
+def coarse(monkeypatch):
+    """Pixels cost time; the run of the real script has all of them."""
+    monkeypatch.setitem(draw.plt.rcParams, "savefig.dpi", 30)
 
 
 def rows_of(path):
@@ -111,8 +122,8 @@ def test_labels_are_printed_names_in_the_papers_order(table, first, net, rows):
      (8, "RealESRGAN-OrigsOnly", "ssim", "0.758")],
 )  # fmt: skip
 def test_numbers_typed_from_the_paper(table, row, column, value):
-    rows, comments = read_csv(ROOT / "paper" / f"table{table}.csv", [figures.KEY[table]])
-    assert {r[figures.KEY[table]]: r[column] for r in rows}[row] == value
+    rows, comments = read_csv(ROOT / "paper" / f"table{table}.csv", [KEY[table]])
+    assert {r[KEY[table]]: r[column] for r in rows}[row] == value
     assert len(comments) == 1 and f"Table {table}" in comments[0]
     assert len(rows) == {1: 7, 2: 7, 3: 6, 4: 7, 5: 21, 6: 42, 7: 17, 8: 8}[table]
 
@@ -168,17 +179,18 @@ def test_structured_noise_of_a_scaled_copy_a_sharpening_and_a_grid():
     assert incoherent(a + b, a).sum() == pytest.approx((1 - rho**2) * ((a + b) ** 2).sum())
 
 
-def test_close_ups_find_the_noise_in_the_flat_area_and_elsewhere():
-    reference, sr = np.zeros((96, 96)), np.zeros((96, 96))
-    reference[:, 48:] = 5 * (-1.0) ** np.indices((96, 48)).sum(0)  # detail in the right half
-    reference[40:, :48] = 2 * np.arange(56)[:, None]  # a slope, without high frequency
-    sr += reference
-    sr[70, 20] += 20  # worse than in the flat area
-    sr[20, 10], sr[70, 80], sr[70, 81] = 9, 40, 40
-    grey = (np.stack([x + 100] * 3, -1) for x in (sr, reference))
-    (top, left), (top2, left2) = close_ups(*grey, 16)
-    assert top <= 20 < top + 16 and left <= 10 < left + 16
-    assert top2 <= 70 < top2 + 16 and left2 <= 80 < left2 + 16
+def test_close_ups_are_the_flattest_window_of_the_original_and_the_noisiest_apart_from_it():
+    rng = np.random.default_rng(0)
+    original = rng.integers(0, 200, (96, 96, 3)).astype(np.uint8)
+    original[40:60, 24:44] = 100 + np.arange(20, dtype=np.uint8)[:, None, None]  # a gentle slope
+    reference = np.full((96, 96, 3), 100, np.uint8)  # flat everywhere: it does not decide
+    sr = reference.copy()
+    sr[50, 30] = 255  # the noisiest pixel, but in the flattest window
+    sr[70, 80] = 180
+    assert gradient(original)[45, 30] == pytest.approx(1)
+    first, (top, left) = close_ups(sr, reference, original, 16)
+    assert 40 <= first[0] <= 44 and 24 <= first[1] <= 28
+    assert top <= 70 < top + 16 and left <= 80 < left + 16
 
 
 def test_labels_cover_no_label_and_no_point():
@@ -193,43 +205,145 @@ def test_labels_cover_no_label_and_no_point():
         assert not any(overlap(box, (*(p - 3), *(p + 3))) for p in points)
 
 
-def test_planes_turn_lower_is_better_axes_and_tell_ours_from_the_papers():
-    ours = {"SwinIR-AMO": {"psnr": 25.0, "lpips": 0.2, "q": 40.0}}
+def test_a_line_to_a_label_crosses_no_other_point():
+    lines = 0
+    for seed in range(10):
+        points = np.random.default_rng(seed).uniform(200, 230, (6, 2))
+        size = np.array([70.0, 12.0])
+        centres = place_labels(points, np.tile(size, (6, 1)), (0, 0, 430, 430))
+        for i, (point, centre) in enumerate(zip(points, centres, strict=True)):
+            if np.hypot(*np.maximum(abs(centre - point) - size / 2, 0)) > 12:  # drawn from here on
+                on_line = [point + t * (centre - point) for t in (0.2, 0.4, 0.6)]
+                lines += 1
+                assert all(abs(np.delete(points, i, 0) - p).max(1).min() > 6 for p in on_line)
+    assert lines > 5
+
+
+# ------------------------------------------------------------------------- colours, plots
+
+# Machado, Oliveira and Fernandes (2009): deuteranopia, severity 1, of linear RGB
+DEUTERANOPIA = np.array([[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413],
+                         [-0.011820, 0.042940, 0.968881]])
+
+
+def as_seen(colour):
+    """The colour as deuteranopes see it, CIE Lab."""
+    rgb = np.array(to_rgb(colour))
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    seen = (DEUTERANOPIA @ linear).clip(0, 1)
+    srgb = np.where(seen <= 0.0031308, 12.92 * seen, 1.055 * seen ** (1 / 2.4) - 0.055)
+    return rgb2lab(srgb[None, None])[0, 0]
+
+
+def test_deuteranopes_tell_apart_all_rows_of_one_marker():
+    styles = [*draw.ROWS.values(), draw.OTHER_ROW]
+    assert len(set(styles)) == len(styles) == 17
+    for (a, marker), (b, other) in itertools.combinations(styles, 2):
+        if marker == other:
+            assert np.linalg.norm(as_seen(a) - as_seen(b)) > 17, (a, b, marker)
+    for colour, _ in styles:
+        assert np.linalg.norm(as_seen(colour) - as_seen("white")) > 35, colour
+    # The measure itself: red and green of one lightness look alike
+    assert np.linalg.norm(as_seen("tab:green") - as_seen("tab:red")) < 17
+
+
+def test_one_panel_per_metric_and_ours_apart_from_the_papers():
+    ours = {"SwinIR-AMO": {"psnr": 25.0, "lpips": 0.2, "q": 40.0, "psnr_original": 26.0},
+            "RealESRGAN-AMO": {"psnr": 24.0, "q": 41.0}}
     paper = {"SwinIR-AMO": {"psnr": 22.08, "lpips": 0.167, "dists": 0.123, "musiq": 68.08}}
-    fig = figures.plane_figure(ours, paper)
-    panels = {(ax.get_xlabel(), ax.get_ylabel()): ax for ax in fig.axes if ax.axison}
-    lpips = "LPIPS ↓, axis reversed"
-    assert set(panels) == {("PSNR (dB)", "Q"), ("PSNR (dB)", "MUSIQ, paper only"), (lpips, "Q"),
-                           (lpips, "MUSIQ, paper only")}  # no DISTS: ours has none
-    for (x, y), ax in panels.items():
-        assert ax.xaxis_inverted() == (x == lpips)
-        (points,) = ax.collections
-        assert len(points.get_facecolor()) == (y == "Q")  # the paper's are hollow
-    figures.plt.close(fig)
-    assert figures.plane_figure({"SwinIR-AMO": {"q": 40.0}}, paper) is None
+    fig = plots.plane_figure(ours, paper)
+    panels = [(ax.get_ylabel(), sorted(float(line.get_xdata()[0]) for line in ax.lines))
+              for ax in fig.axes if ax.axison]
+    assert panels == [("LPIPS (reversed)", [25.0]), ("Q", [24.0, 25.0]),
+                      ("LPIPS (reversed)", [22.08]), ("DISTS (reversed)", [22.08]),
+                      ("MUSIQ", [22.08])]
+    for ax in (ax for ax in fig.axes if ax.axison):
+        assert ax.yaxis_inverted() == ("reversed" in ax.get_ylabel())
+    assert {line.get_fillstyle() for line in fig.axes[1].lines} == {"full", "none"}  # networks
+    plots.plt.close(fig)
+    assert plots.plane_figure({"SwinIR-AMO": {"q": 40.0}}, paper) is None
 
 
 def test_rows_that_the_paper_does_not_have_are_gray_and_last_in_the_legend():
     ours = {"SwinIR-Mine": {"psnr": 25.0, "q": 40.0}, "SwinIR-AMO": {"psnr": 24.0, "q": 50.0}}
-    fig = figures.plane_figure(ours, {})
+    fig = plots.plane_figure(ours, {})
     handles = fig.legends[0].legend_handles
-    assert [h.get_label() for h in handles] == ["AMO", "Mine", "SwinIR, ours",
-                                                "SwinIR, the paper's"]
+    assert [h.get_label() for h in handles] == ["AMO", "Mine"]
     assert handles[1].get_color() == "gray" != handles[0].get_color()
-    figures.plt.close(fig)
+    plots.plt.close(fig)
+
+
+def test_bars_over_seeds_and_an_inset_without_the_far_point(tmp_path):
+    rows = [["UPos", 30, 2, 27, 0.5], ["AMO", 33, 2.5, 26, 0.4], ["AMO+FT_full", 60, 8, 24, 0.6]]
+    write(tmp_path / "seeds_swinir_means.csv", ["row", "q", "q_sd", "psnr", "psnr_sd"], rows,
+          "seed 3: x\n# seed 4: x\n# seed 4: y")
+    means, spreads, seeds = load_seeds(tmp_path)
+    assert means["SwinIR-AMO"] == {"q": 33, "psnr": 26} and seeds == 2
+    assert spreads["SwinIR-UPos"] == {"q": 2, "psnr": 0.5}
+    fig = plots.tradeoff_figure(means, "q", spreads, seeds)
+    (ax,) = fig.axes
+    (inset,) = ax.child_axes
+    bars = {c.lines[0].get_xydata()[0][0]: [b.get_segments()[0] for b in c.lines[2]]
+            for c in ax.containers}
+    assert np.allclose(bars[26][0], [[25.6, 33], [26.4, 33]])
+    assert np.allclose(bars[24][1], [[24, 52], [24, 68]])
+    assert inset.get_ylim()[1] < 40 < 60 < ax.get_ylim()[1]
+    assert {t.get_text() for t in inset.texts} == {"UPos", "AMO"}
+    assert "Means of 2 seeds" in fig.get_suptitle() and "Inset" in fig.get_suptitle()
+    plots.plt.close(fig)
+    fig = plots.tradeoff_figure({m: v for m, v in means.items() if "full" not in m}, "q")
+    assert not fig.axes[0].child_axes and "seeds" not in fig.get_suptitle()
+    plots.plt.close(fig)
+
+
+# ------------------------------------------------------------------------- pictures
 
 
 @pytest.mark.parametrize(("naive", "text"), [(90.0, "NOT at equal"), (52.0, "at about equal")])
-def test_the_noise_figure_says_whether_quality_is_equal(tmp_path, naive, text):
+@pytest.mark.parametrize("row", ["AMO+FT_full", "AMO+FT_full_eq"])
+def test_the_noise_figure_says_whether_quality_is_equal(tmp_path, row, naive, text):
+    """Naive fine-tuning is shown at LoRA's quality where that was made."""
     make_run(tmp_path)
-    test = figures.TestSet({"0001": tmp_path / "gt/0001.png"}, tmp_path / "lq", tmp_path / "sr")
-    rows = (("AMO", 0.0, 20.0), ("AMO+FT", 0.1, 50.0), ("AMO+FT_full", 0.2, naive))
-    noise = {f"SwinIR-{row}": {"noise": n, "quality": q} for row, n, q in rows}
-    fig = figures.noise_figure(test, [("SwinIR", "0001")], "q", noise)
+    rows = ["AMO", "AMO+FT", "AMO+FT_full", row]
+    if row.endswith("_eq"):
+        (tmp_path / "sr/SwinIR-AMO+FT_full").rename(tmp_path / "sr/SwinIR-AMO+FT_full_eq")
+    test = shown.TestSet({"0001": tmp_path / "gt/0001.png"}, tmp_path / "lq", tmp_path / "sr",
+                         scores={(f"SwinIR-{row}", "0001"): {"q": 44.0}}, rows={"SwinIR": rows})
+    noise = {f"SwinIR-{r}": {"noise": n, "quality": q} for r, n, q in (
+        ("AMO", 0.0, 20.0), ("AMO+FT", 0.1, 50.0), (row, 0.2, naive))}
+    fig = pictures.noise_figure(test, [("SwinIR", "0001")], "q", noise)
     texts = "\n".join(t.get_text() for t in fig.texts)
-    figures.plt.close(fig)
+    titles = [ax.get_title() for ax in fig.axes]
+    pictures.plt.close(fig)
     assert text in texts and f"Mean Q is {naive} for naive, 50.0 for LoRA, 20.0" in texts
-    assert "AMO+FT             50.0   0.100" in texts
+    assert "AMO+FT              50.0  0.100" in texts
+    assert f"Naive: {row}, LoRA: AMO+FT." in texts
+    assert ("its change from AMO is scaled" in texts) == row.endswith("_eq")
+    assert titles[0] == f"naive: Q 44.0\n(mean {naive})"
+    assert titles[3].endswith("(mean 50.0)")
+
+
+def test_titles_name_three_scores_and_the_maps_show_the_difference(tmp_path):
+    make_run(tmp_path)
+    scores = {("SwinIR-UPos", "0001"): {"q": 10.25, "judge": 60, "psnr": 24.91},
+              ("SwinIR-AMO+FT", "0001"): {"q": 30}}
+    test = shown.TestSet({"0001": tmp_path / "gt/0001.png"}, tmp_path / "lq", tmp_path / "sr",
+                         scores=scores, rows={"SwinIR": list(ROWS)})
+    fig = pictures.crops_figure(test, [("SwinIR", "0001")], ("q", "judge", "psnr"))
+    assert [ax.get_title() for ax in fig.axes] == [
+        "LQ", "original", "UPos: Q 10.2\njudge 60.0, 24.9 dB", "AMO", "AMO+FT: Q 30.0"]
+    assert any("Q +19.8" in text.get_text() for text in fig.texts)
+    pictures.plt.close(fig)
+    fig = pictures.comparison_figure(test, "SwinIR", ["0001"], ["UPos", "AMO+FT_full"], "q")
+    pixels = [np.asarray(ax.images[0].get_array()) for ax in fig.axes]
+    insets = [[t.get_text() for t in ax.texts] for ax in fig.axes]
+    assert [ax.get_title() for ax in fig.axes] == ["LQ", "bicubic", "UPos", "AMO+FT_full",
+                                                   "original", "", "", ""]
+    assert np.array_equal(pixels[2], pixels[4])  # UPos is the original here
+    assert (pixels[6] == 255).all() and insets[6] == ["mean 0.0"]
+    assert (pixels[7] == round(255 - 255 * 20 / pictures.DARKEST)).mean() > 0.9  # a grid of 20
+    assert insets[2] == ["Q 10.2"] and insets[7] == ["mean 20.0"]
+    pictures.plt.close(fig)
 
 
 # ------------------------------------------------------------------------- the whole script
@@ -272,7 +386,7 @@ def make_run(root, nets=("SwinIR",)):
             table.append([f"{net}-{row}", f"{net}-{row}", *tuned, "yes", 25 - mean / 100, 0.7, "",
                           mean, 50 + mean])
     results = root / "results"
-    write(results / "table5.csv", [*figures.TABLE7, *COLUMNS], table)
+    write(results / "table5.csv", [*TABLE7, *COLUMNS], table)
     header = ["model", "image", *COLUMNS, "psnr_original"]
     write(results / "table5_per_image.csv", header, per_image)
     write(results / "table6.csv", ["pyiqa_name", "accuracy_percent"], [["piqe", "50.00"]])
@@ -308,9 +422,12 @@ PICTURES = ["figure2", "figure3", "figure4", "figure5", "figure6", "figure8", "c
 def test_every_picture_is_made_and_not_blank(finished, name):
     root, printed = finished
     image = np.asarray(Image.open(root / "results" / f"{name}.png").convert("L"))
-    assert image.shape[1] == draw.WIDTH * draw.DPI and image.shape[0] > 150
+    assert image.shape[1] == 2070 and image.shape[0] > 300  # 6.9 inches at 300 dpi
     assert image.std() > 10
-    assert f"{name}.png: written" in printed
+    assert f"{name}.png: written, with a PDF" in printed
+    pdf = (root / "results" / f"{name}.pdf").read_bytes()
+    assert pdf.startswith(b"%PDF") and b"/Type3" not in pdf and b"CreationDate" not in pdf
+    assert round(float(re.search(rb"MediaBox \[ ?0 0 ([\d.]+)", pdf)[1])) == round(6.9 * 72)
     assert not list((root / "results").glob(".*"))  # nothing half-written is left
 
 
@@ -355,10 +472,10 @@ def test_the_images_are_chosen_by_gain_or_by_name(tmp_path, monkeypatch):
     made = {}
 
     def draw_grid(rows, labels, title="", extra=0.0):
-        made[len(made)] = [label.split("\n")[0] for label in labels]
-        return figures.plt.figure(figsize=(1, 1 + extra))
+        made[len(made)] = [label.split("\n")[0] for label in labels if label != "difference"]
+        return draw.plt.figure(figsize=(1, 1 + extra))
 
-    monkeypatch.setattr(figures, "draw_grid", draw_grid)
+    monkeypatch.setattr(pictures, "draw_grid", draw_grid)
     monkeypatch.setattr(figures, "plane_figure", lambda *_: None)
     monkeypatch.setattr(figures, "tradeoff_figure", lambda *_: None)
 
@@ -369,18 +486,49 @@ def test_the_images_are_chosen_by_gain_or_by_name(tmp_path, monkeypatch):
     assert made[1] == both("0002", "0005")  # figure4; gain rises with the name
     assert made[2] == both("0001", "0004", "0006")  # figure6
     assert made[3] == both("0001", "0002")  # figure8: lowest held-out
-    assert made[4] == [f"SwinIR: {n}" for n in ("0001", "0003", "0004", "0006")]  # crops
+    assert made[4] == [f"SwinIR: {n}" for n in ("0002", "0004", "0006")]  # crops
     assert [len(made[i]) for i in (6, 7)] == [2, 4]  # figures 3 and 5
-    assert {p.name for p in (tmp_path / "results").glob("crops*")} == {"crops_SwinIR.png",
-                                                                       "crops_RealESRGAN.png"}
+    assert {p.name for p in (tmp_path / "results").glob("crops*.png")} == {"crops_SwinIR.png",
+                                                                           "crops_RealESRGAN.png"}
     made.clear()
     main(parse_args(arguments(tmp_path, "--images", "0006", "0003", "0001")))
     assert made[1] == both("0006", "0003") and made[2] == both("0001")
     assert made[6] == both("0006") and made[7] == both("0003", "0001")
 
 
+def test_naive_at_equal_quality_is_read_beside_table_5(tmp_path):
+    results = make_run(tmp_path)
+    args = parse_args(arguments(tmp_path))
+    test = shown.load_test(args, shown.load_scores(args)[0])
+    assert pictures.naive_row(test, "SwinIR") == "AMO+FT_full"
+    shutil.copytree(tmp_path / "sr/SwinIR-AMO+FT", tmp_path / "sr/SwinIR-AMO+FT_full_eq")
+    write(results / "equal_per_image.csv", ["model", "image", "q", "judge", "psnr"],
+          [["Gold Standard", "0001", 99, 99, ""],
+           *(["SwinIR-AMO+FT_full_eq", name, 55, 70, 24] for name in NAMES)])
+    test = shown.load_test(args, shown.load_scores(args)[0])
+    assert pictures.naive_row(test, "SwinIR") == "AMO+FT_full_eq"
+    means = write_noise_table(test, args, [])
+    equal, lora = means["SwinIR-AMO+FT_full_eq"], means["SwinIR-AMO+FT"]
+    assert equal["noise"] == lora["noise"] > 0 and equal["quality"] == lora["quality"] == 55
+    assert "SwinIR-AMO+FT_full_eq" in (results / "structured_noise.csv").read_text()
+
+
+def test_figure_7_is_made_of_the_run_s_own_study(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(figures, "plane_figure", lambda *_: None)
+    results = make_run(tmp_path)
+    (results / "figure2.csv").unlink()
+    main(parse_args(["--results", str(results)]))
+    page = results / "study/rater01.html"
+    assert f"figure7.png: not made, no {page}" in capsys.readouterr().out
+    page.parent.mkdir()
+    page.write_text("<p>left or right?")
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    main(parse_args(["--results", str(results)]))
+    assert (f"figure7.png: not made, no Chromium; it is a picture of {page}"
+            in capsys.readouterr().out)
+
+
 def test_what_is_missing_is_said(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(draw, "DPI", 30)
     monkeypatch.setattr(figures, "plane_figure", lambda *_: None)
     results = make_run(tmp_path)
     for name in ("figure2.csv", "table6.csv"):

@@ -114,7 +114,7 @@ def test_paper_plan_holds_every_row_with_the_papers_settings():
     launched = [c[:3] for s, c in plan.items() if s not in ("figures", "study", "report")]
     assert set(map(tuple, launched)) == {("torchrun", "--standalone", "--nproc_per_node=4")}
     assert list(plan)[0] == "analysis" and list(plan)[-5:] == [
-        "table5", "table8", "figures", "study", "report"]
+        "table5", "table8", "study", "figures", "report"]
     tables = {}
     for number in (5, 7):
         with open(ROOT / f"paper/table{number}.csv", newline="") as file:

@@ -93,7 +93,7 @@ def usable_photos(folder: Path, patch_size: int) -> list[Path]:
 
 def detailed_corners(image: np.ndarray, count: int = 2) -> list[tuple[int, int]]:
     """(top, left) of the `count` crops with most detail that do not overlap, multiples of 4."""
-    from paper.figures import window_sums  # and matplotlib
+    from paper.noise import window_sums
 
     luma = image.astype(np.float64) @ LUMA
     edges = np.abs(np.diff(luma, axis=0, append=luma[-1:])) + np.abs(
