@@ -54,7 +54,7 @@ runs=runs results=results/paper
 test_gt=$hggt/Test/GT/Test-100
 test_lq=$hggt/Test/Blind_Degradation_Benchmark_LQ/Test-100/Blind_LR
 launch=(torchrun --standalone "--nproc_per_node=$gpus")
-planned=" " matched= models=() table8=() shown=()
+planned=" " matched= models=() table8=() equal=() shown=()
 
 step() { # NAME FILE COMMAND...: run the command that makes FILE, unless it is there (-: always)
   [[ $1 == $only ]] || return 0 # $only is a pattern, hence unquoted
@@ -120,6 +120,13 @@ for name in SwinIR RealESRGAN; do
   row $name-UPos+FT_PaQ2PiQ  "${upos[@]}" --iqa paq2piq
   row $name-AMO+FT           "${amo[@]}"
   row $name-AMO+FT_full      "${amo[@]}" --full
+
+  # Figures 3 and 5: the change of AMO+FT_full, scaled to the quality of AMO+FT
+  scaled=$runs/$name-AMO+FT_full_eq.pt
+  step $name-AMO+FT_full_eq "$scaled" python -m paper.equal --base $runs/$name-AMO/net_g_ema.pt \
+    --naive $runs/$name-AMO+FT_full/net_g_ema.pt --lora $runs/$name-AMO+FT/net_g_ema.pt \
+    --lq "$test_lq" --out "$scaled"
+  [[ ! -e $scaled && $name-AMO+FT_full_eq != $only ]] || equal+=("$name-AMO+FT_full_eq=$scaled")
 done
 
 # Tables 5 and 8 of the trained rows; user study; figures and Table 7; report
@@ -129,6 +136,9 @@ step table5 - "${launch[@]}" evaluate.py --models "${models[@]}" --gt "$test_gt"
   --require-all --save-sr $results/sr --out $results/table5.csv
 step table8 - "${launch[@]}" evaluate.py --models "${table8[@]}" --realsr "$realsr" --require-all \
   --out $results/table8.csv
+[[ equal != $only || ${#equal[@]} -gt 0 ]] || refuse "equal: no network is scaled yet"
+step equal - "${launch[@]}" evaluate.py --models "${equal[@]}" --gt "$test_gt" --lq "$test_lq" \
+  --require-all --save-sr $results/sr --out $results/equal.csv
 step study $results/study/key.json python -m paper.user_study make --seed "$seed" \
   --a SwinIR-AMO+FT=$results/sr/SwinIR-AMO+FT --b SwinIR-UPos=$results/sr/SwinIR-UPos \
   --out $results/study

@@ -90,6 +90,9 @@ def test_run_all_refuses_bad_input(arguments, env, message):
     assert "Traceback" not in result.stderr
 
 
+ALONE = ("figures", "study", "report", "SwinIR-AMO+FT_full_eq", "RealESRGAN-AMO+FT_full_eq")
+
+
 def test_paper_plan_holds_every_row_with_the_papers_settings():
     plan, earlier, rows = paper_plan(), set(), {}
     for step, command in plan.items():
@@ -102,19 +105,23 @@ def test_paper_plan_holds_every_row_with_the_papers_settings():
         elif script == "evaluate.py":
             args = evaluate.parse_args(flags)
             made = [m.split("=")[1] for m in args.models]
-            assert set(made) <= earlier and len(made) == (8 if step == "table8" else 28)
+            counts = {"table5": 28, "table8": 8, "equal": 2}
+            assert set(made) <= earlier and len(made) == counts[step]
             assert args.require_all and args.out == f"results/paper/{step}.csv"
         elif script == "analyze_iqa.py":
             args = analyze_iqa.parse_args(flags)
             assert step == "analysis" and args.require_all
             assert (args.pairs, args.sets) == ("datasets/SBS180K/train.csv", "datasets/HGGT")
         else:
-            assert step in ("figures", "study", "report")
-            importlib.import_module(script).parse_args(flags)
-    launched = [c[:3] for s, c in plan.items() if s not in ("figures", "study", "report")]
+            assert step in ALONE
+            args = importlib.import_module(script).parse_args(flags)
+            if step.endswith("_eq"):
+                assert {str(args.base), str(args.naive), str(args.lora)} <= earlier
+                earlier.add(str(args.out))
+    launched = [c[:3] for s, c in plan.items() if s not in ALONE]
     assert set(map(tuple, launched)) == {("torchrun", "--standalone", "--nproc_per_node=4")}
-    assert list(plan)[0] == "analysis" and list(plan)[-5:] == [
-        "table5", "table8", "study", "figures", "report"]
+    assert list(plan)[0] == "analysis" and list(plan)[-6:] == [
+        "table5", "table8", "equal", "study", "figures", "report"]
     tables = {}
     for number in (5, 7):
         with open(ROOT / f"paper/table{number}.csv", newline="") as file:
@@ -158,7 +165,7 @@ def test_hours_in_the_head_are_those_of_the_rows():
 def test_only_picks_steps_by_pattern(copy):
     finish(copy / "runs", "SwinIR-stage1")
     assert list(paper_plan(cwd=copy, ONLY="SwinIR-AMO*")) == [
-        "SwinIR-AMO", "SwinIR-AMO+FT", "SwinIR-AMO+FT_full"]
+        "SwinIR-AMO", "SwinIR-AMO+FT", "SwinIR-AMO+FT_full", "SwinIR-AMO+FT_full_eq"]
     assert list(paper_plan(cwd=copy, ONLY="@(analysis|figures|SwinIR-UPos)")) == [
         "analysis", "SwinIR-UPos", "figures"]
 
@@ -223,6 +230,7 @@ case "$*" in
   *train_sr.py* | *finetune_lora.py*)
     [[ "$*" != *"${FAIL:-no row}" ]] || exit ${CODE:-1}
     mkdir -p "${@: -1}" && touch "${@: -1}/net_g_ema.pt" ;;
+  *paper.equal*) touch "${@: -1}" ;;
 esac
 """
 
@@ -243,13 +251,13 @@ def test_the_plan_is_checked_and_then_run(stubbed):
     calls = (stubbed / "calls").read_text().splitlines()
     assert [next(w for w in c.split() if w.endswith(".py") or w.startswith(("tools.", "paper.")))
             for c in calls] == ["tools.check", "train_sr.py", "train_sr.py", "finetune_lora.py",
-                                "finetune_lora.py", "paper.figures"]
+                                "finetune_lora.py", "paper.equal", "paper.figures"]
     assert calls[1].startswith("-m torch.distributed.run --standalone --nproc_per_node=4 train_sr")
     printed = [x for x in result.stdout.splitlines() if not x.startswith("#")]
     checked = [x for x in (stubbed / "plan").read_text().splitlines() if not x.startswith("#")]
-    assert printed == checked and len(checked) == 5
+    assert printed == checked and len(checked) == 6
     again = run_all("paper", cwd=stubbed, ONLY="@(SwinIR-stage1|SwinIR-AMO*)")
-    assert again.returncode == 0 and again.stdout.count(" is finished: runs/SwinIR-") == 4
+    assert again.returncode == 0 and again.stdout.count(" is finished: runs/SwinIR-") == 5
     assert (stubbed / "calls").read_text().splitlines()[len(calls):] == ["-m tools.check --plan"]
 
 
@@ -296,7 +304,7 @@ def test_the_whole_plan_is_read(ready):
     """Every command of the four scripts; every metric of the paper and VGG19 are asked for."""
     lines = run_all("paper", DRY="1").stdout.splitlines()
     commands = check.read_plan(lines)
-    assert [c[0] for c in commands].count("train_sr.py") == 14 and len(commands) == 33
+    assert [c[0] for c in commands].count("train_sr.py") == 14 and len(commands) == 34
     assert {processes for *_, processes in commands} == {4}
     problems = check.check_plan(commands)
     assert {line.split(":")[0] for line in problems} == {
