@@ -20,6 +20,7 @@ import train_sr
 from models.checkpoint import load_file, read_csv, read_state, save_atomic
 from models.rrdb import RRDBNet
 from models.swinir import SwinIR
+from models.validation import read_pairs
 
 # ------------------------------------------------------------------------ the folder of a run
 
@@ -256,6 +257,55 @@ def check_guard(base, pairs, processes):
         assert all(torch.equal(a[k], b[k]) for k in a)
     run("finetune_lora.py", *flags, "--out", out.name, cwd=base, processes=processes)
     assert before == ((out / "net_g_ema.pt").read_bytes(), (out / "val.csv").read_bytes())
+
+
+def test_images_are_held_out_of_a_flat_folder(base, monkeypatch):
+    flat = (*TINY, "--data", "HGGT/Train/images/0-4/original", "--init", "stage1/net_g_ema.pt",
+            "--lambda-a", 0, "--val-every", 2, "--log-every", 1)
+    call(train_sr, *flat, "--val", 1, "--steps", 4, "--out", "held", cwd=base)
+    rows = read_log(base / "held/val.csv")
+    assert [row["step"] for row in rows] == ["0", "2", "4"]
+    assert json.loads((base / "held/config.json").read_text())["flags"]["val"] == "[1]"
+    # Which one is its content's matter: under other names, it is the same one
+    other = base / "renamed"
+    other.mkdir()
+    for i, path in enumerate(sorted((base / "HGGT/Train/images/0-4/original").glob("*.png"))):
+        shutil.copy(path, other / f"{9 - i}.png")
+    call(train_sr, *flat, "--data", "renamed", "--val", 1, "--steps", 2, "--out", "held2", cwd=base)
+    again = read_log(base / "held2/val.csv")
+    assert again[0] == rows[0]
+    # It is not trained on, and its centre is what is scored
+    args = train_sr.parse_args([str(flag) for flag in (*flat, "--data", "renamed", "--val", 1)])
+    monkeypatch.chdir(base)
+    train_sr.resolve_args(args)
+    sets, [(lq, gt)] = train_sr.load_data(args)
+    held_out, = {path.stem for path in other.glob("*.png")} - set(sets.names)
+    assert len(sets.names) == 3 and lq.shape == (8, 8, 3)
+    with Image.open(other / f"{held_out}.png") as image:
+        assert (np.asarray(image)[16:48, 16:48] == gt).all()
+    with pytest.raises(ValueError, match="--val 4: .*original has 4 images; hold out fewer"):
+        call(train_sr, *flat, "--val", 4, "--steps", 2, "--out", "held", cwd=base)
+    with pytest.raises(ValueError, match="--val 1: HGGT is no flat folder; give --val LQ GT"):
+        call(train_sr, *RAND, "--val", 1, "--steps", 2, "--out", "held5", cwd=base)
+    with pytest.raises(ValueError, match="--val HGGT 1: give two folders"):
+        call(train_sr, *RAND, "--val", "HGGT", 1, "--steps", 2, "--out", "held5", cwd=base)
+
+
+def test_samples_show_the_same_crops_after_every_step(base, pairs, monkeypatch):
+    for more in ((), pairs):
+        out = f"shown{len(more)}"
+        call(train_sr, *RAND, *more, "--steps", 4, "--sample-every", 2, "--out", out, cwd=base)
+        files = sorted((base / out / "samples").glob("*.png"))
+        assert [file.stem for file in files] == ["000001", "000002", "000004"]
+        first, *others = (np.asarray(Image.open(file)) for file in files)
+        for image in others:
+            for columns in (slice(0, 32), slice(64, 96)):  # LQ, ground truth
+                assert (image[:, columns] == first[:, columns]).all()
+            assert (image[:24, 32:64] != first[:24, 32:64]).any()  # the caption has the step
+        if more:
+            (lq, gt), *_ = read_pairs(*(str(base / f) for f in more[1:3]))
+            assert (first[24 : 24 + 32, 64:96] == gt[16:48, 16:48]).all()
+            assert (first[24 : 24 + 32, 0:32] == lq[4:12, 4:12].repeat(4, 0).repeat(4, 1)).all()
 
 
 def test_bad_validation_data_are_refused_at_the_start(base, pairs, tmp_path, monkeypatch):
