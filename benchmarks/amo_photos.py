@@ -4,7 +4,7 @@
 
 tools/enhance.py makes three further ground truths of each training photo, at half its size: by
 RealESRGAN_x4plus and by the two networks that `COMPARE=1 bash run_all.sh photos` tuned, each of
-which enlarges a photo four times and is then reduced again. From RealESRGAN_x4plus, 200 steps each
+which enlarges a photo four times and is then reduced again. From RealESRGAN_x4plus, 120 steps each
 learn from the original, from any ground truth, and from the one that Q prefers (AMO). There is no
 discriminator, as none has been trained against this network. Rerun the same command to resume.
 
@@ -30,7 +30,7 @@ from models.photos import read_srgb
 from models.weights import load_net
 from tools.prefetch import fetch_network
 
-RUNS, STEPS = Path("runs/amo_photos"), 200
+RUNS, STEPS = Path("runs/amo_photos"), 120
 SAMPLERS = {"OrigsOnly": "origs_only", "Rand": "rand", "AMO": "amo"}
 
 

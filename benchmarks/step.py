@@ -46,9 +46,10 @@ from models.losses import VGG19_LAYERS, VGG19_WEIGHTS, VGG19Loss, gan_loss_g
 from models.quality import in_tf32
 from models.samplers import FastArgmax, choose_argmax, sampling_weights
 
-# attention: the other of SwinIR's two; heuristics: without cuDNN's search; best: all that is faster
-VARIANTS = ("upos", "contiguous", "unfused", "attention", "lora", "bf16", "compile", "fast_amo",
-            "tf32", "best", "heuristics")
+# attention: the other of SwinIR's two; pyiqa: its own preparation of MUSIQ's patches; apart: the
+# products of LoRA one by one; heuristics: without cuDNN's search; best: all that is faster
+VARIANTS = ("upos", "contiguous", "unfused", "attention", "pyiqa", "lora", "apart", "bf16",
+            "compile", "fast_amo", "tf32", "best", "heuristics")
 GPU_VARIANTS = ("bf16", "compile", "fast_amo", "tf32", "best", "heuristics")
 BEST = {"bf16", "compile", "fast_amo"}
 HEADER = ["net", "variant", "batch", "patch", "seconds", "min", "max", "ratio", "tflop", "tflop_q",
@@ -65,9 +66,11 @@ class Step:
         layout = torch.contiguous_format if "contiguous" in changes else torch.channels_last
         torch.manual_seed(0)
         self.net_g = train_sr.PRESETS[net]["build"]().to(device, memory_format=layout)
-        if "lora" in changes:
+        if changes & {"lora", "apart"}:
             preset = finetune_lora.PRESETS[net]
             add_lora(self.net_g, preset["targets"], preset["rank"])
+        if "apart" in changes:
+            self.net_g.lora_groups = []
         self.net_ema = copy.deepcopy(self.net_g).requires_grad_(False)
         self.net_d = UNetDiscriminatorSN().to(device, memory_format=layout)
         adam = functools.partial(torch.optim.Adam, lr=1e-4, betas=(0.9, 0.99),
@@ -96,6 +99,8 @@ class Step:
         torch.backends.cudnn.benchmark = "heuristics" not in self.changes
         # Convolutions have TF32 by default, never in Q
         torch.backends.cuda.matmul.allow_tf32 = "tf32" in self.changes
+        if "pyiqa" in self.changes:
+            return pyiqas_musiq()
         return other_attention() if "attention" in self.changes else contextlib.nullcontext()
 
     def __call__(self) -> None:
@@ -155,6 +160,24 @@ def other_attention() -> Iterator[None]:
         yield
     finally:
         swinir.plain_attention, swinir.fused_attention = before
+
+
+@contextlib.contextmanager
+def pyiqas_musiq() -> Iterator[None]:
+    """Without what models/iqa.py prepares once."""
+    from pyiqa.data import multiscale_trans_util as musiq
+
+    def pad(x: Tensor, length: int) -> Tensor:  # as pyiqa does, in short
+        zeros = torch.zeros((*x.shape[:2], length)).to(x)
+        return torch.cat([x, zeros], -1)[:, :, :length]
+
+    before = musiq.get_hashed_spatial_pos_emb_index, musiq._pad_or_cut_to_max_seq_len
+    musiq.get_hashed_spatial_pos_emb_index = before[0].__wrapped__
+    musiq._pad_or_cut_to_max_seq_len = pad
+    try:
+        yield
+    finally:
+        musiq.get_hashed_spatial_pos_emb_index, musiq._pad_or_cut_to_max_seq_len = before
 
 
 def random_vgg19() -> dict[str, Tensor]:
@@ -334,7 +357,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--net", nargs="+", choices=("swinir", "rrdb"), default=["swinir", "rrdb"], help="networks")
     add("--variants", nargs="+", choices=VARIANTS,
         help="what to compare with the baseline; upos: no Q; attention: the plain one (on a CPU "
-        "the fused one); tf32: in matrix products, too; best: bf16, compile, fast_amo; "
+        "the fused one); pyiqa: without what is prepared once for MUSIQ; lora: adapters; apart: "
+        "their products one by one; tf32: in matrix products, too; best: bf16, compile, fast_amo; "
         "heuristics: without cuDNN's search, in a process of its own "
         f"(default: all, on a CPU all but {', '.join(GPU_VARIANTS)})")
     add("--alone", choices=("amo", *VARIANTS), help="print the seconds of one variant only")
