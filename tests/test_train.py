@@ -339,6 +339,8 @@ def board(folder):
     events = EventAccumulator(str(folder / "tensorboard")).Reload()
     scalars = {tag: {e.step: e.value for e in events.Scalars(tag)}
                for tag in events.Tags()["scalars"]}
+    settings = events.PluginTagToContent("hparams")["_hparams_/session_start_info"]
+    assert b"lambda_a" in settings and b"batch_size" in settings
     return scalars, [e.step for e in events.Images("samples")]
 
 
