@@ -48,6 +48,7 @@ from models.distributed import (
     dead_worker_named,
     init_distributed,
     rank_zero_first,
+    start_method,
     start_worker,
 )
 from models.flags import SEED, integer, new_parser, number
@@ -347,7 +348,7 @@ def make_loader(
     return DataLoader(
         dataset, batch_sampler=batches, num_workers=args.num_workers,
         pin_memory=args.device.type == "cuda", worker_init_fn=start_worker,
-        multiprocessing_context="fork" if args.num_workers else None)
+        multiprocessing_context=start_method() if args.num_workers else None)
 
 
 def gt_weights(args: argparse.Namespace, sets: MultiGT) -> np.ndarray | None:
