@@ -14,10 +14,10 @@ Stage one, the initialisation: L1 alone on a flat folder of high-resolution crop
 In:  --data, a folder in one of the layouts of models/hggt.py (`python -m tools.check --data DIR`
      inspects it).
 Out: --out (default runs/<net>-<sampler>, followed by the settings that differ from the paper's)
-     with net_g_ema.pt (the result), last.pt (all that a resume needs; evaluate.py reads it too),
-     log.csv, samples/*.png (of the averaged network) and, where tensorboard is installed,
-     tensorboard/. Rerun the same command to resume: draws depend on (seed, draw) alone, so a
-     resumed run equals an uninterrupted one.
+     with net_g_ema.pt (the result; .safetensors: the same), card.md, last.pt (all that a resume
+     needs; evaluate.py reads it too), log.csv, samples/*.png (of the averaged network) and, where
+     tensorboard is installed, tensorboard/. Rerun the same command to resume: draws depend on
+     (seed, draw) alone, so a resumed run equals an uninterrupted one.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from models.cache import PixelCache
-from models.checkpoint import check_finite, file_digest, save_atomic
+from models.checkpoint import check_finite, file_digest
 from models.dataset import MultiGTDataset, StepBatchSampler, check_patch_size
 from models.degradations import degrade_patch, usm_sharpen
 from models.discriminator import UNetDiscriminatorSN
@@ -51,6 +51,7 @@ from models.distributed import (
     start_method,
     start_worker,
 )
+from models.export import write_result
 from models.flags import SEED, integer, new_parser, number
 from models.hggt import MultiGT, is_flat_folder, load_sets
 from models.losses import VGG19Loss, gan_loss_d, gan_loss_g, laplacian_loss
@@ -66,7 +67,7 @@ from models.run import TrainingRun
 from models.samplers import LABELLED, SAMPLERS, SCORING, choose_argmax, sampling_weights
 from models.scores import cache_stem
 from models.swinir import SwinIR, stochastic_depth
-from models.validation import Validation
+from models.validation import Validation, kept_step
 from models.weights import (
     load_discriminator,
     load_like,
@@ -474,6 +475,15 @@ def ema_checkpoint(net: nn.Module, args: argparse.Namespace) -> dict:
     return {"params_ema": state, "settings": settings}
 
 
+def origin(args: argparse.Namespace, sets: MultiGT) -> dict[str, str]:
+    """What a model card says of a run besides its settings."""
+    base = f"{Path(args.init).name} sha256 {file_digest(args.init)}" if args.init else None
+    n, members = len(sets.names), len(sets.paths[0])
+    steps = kept_step(Path(args.out)) if args.val else str(args.steps)
+    return {"base": base or "random weights", "steps": steps,
+            "data": f"{n:,} photos" if sets.is_flat else f"{n:,} sets of {members} ground truths"}
+
+
 # ------------------------------------------------------------------------- main
 
 
@@ -486,7 +496,7 @@ def main(args: argparse.Namespace) -> None:
     sets = load_data(args)
     net_ema = fit(args, sets, net_g, stage_one)
     if args.rank == 0:
-        save_atomic(ema_checkpoint(net_ema, args), Path(args.out) / "net_g_ema.pt")
+        write_result(Path(args.out), net_ema, ema_checkpoint(net_ema, args), origin(args, sets))
         print(f"wrote {Path(args.out) / 'net_g_ema.pt'}")
     cleanup()
 

@@ -4,10 +4,13 @@ The quality model Q is what a reward raises, so it cannot be the judge. The guar
 and LPIPS where its weights are available.
 """
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import nn
 
+from models.checkpoint import read_csv
 from models.flags import refuse
 from models.images import read_rgb
 from models.metrics import as_tensor, load_metrics, to_8bit
@@ -52,3 +55,9 @@ class Validation:
         now, before = (dict(zip(self.columns, row, strict=True)) for row in (scores, base))
         lpips = now.get("lpips", 0) <= LPIPS_SLACK * before.get("lpips", 0)
         return now["psnr"] >= before["psnr"] - guard and lpips
+
+
+def kept_step(out: Path) -> str:
+    """The step of a run's last validation that passed, by its val.csv: its result's."""
+    rows, _ = read_csv(out / "val.csv", ["step", "passed"])
+    return [row["step"] for row in rows if row["passed"] == "1"][-1]
