@@ -162,8 +162,8 @@ def write_result(out: Path, net: nn.Module, checkpoint: dict, about: dict[str, s
     about: "base", "data" and "steps" of the run. Nothing tells its folder: equal runs, equal files.
     """
     settings = checkpoint["settings"]
-    metadata = {"net": settings["net"], "sampler": settings["sampler"],
-                "q": "+".join(settings["iqa"]), "base": about["base"], "steps": about["steps"]}
+    metadata = {"net": settings["net"], "sampler": settings["sampler"], "base": about["base"],
+                "q": "+".join(settings["iqa"]) or "none", "steps": about["steps"]}
     write_weights(net, out / "net_g_ema.safetensors", metadata)
     files = "`net_g_ema.pt` and `net_g_ema.safetensors` hold the same weights"
     title = f"{type(net).__name__} x4, {settings['sampler']}"
@@ -189,11 +189,12 @@ def write_card(path: Path, title: str, architecture: str, files: str, settings: 
         method += ", Eq. 5"
     weights = {"lambda_l1": "L1", "lambda_p": f"perceptual ({settings['perceptual']})",
                "lambda_a": "GAN", "lambda_q": "Q"}
+    names = ", ".join(f"`{name}`" for name in settings["iqa"])
     losses = [f"{settings[k]:g} {name}" for k, name in weights.items() if settings.get(k)]
     text = Path(__file__).with_name("model_card.md").read_text(encoding="utf-8").format(
         title=title, architecture=architecture, files=files, method=method, **about,
         sampler=settings["sampler"], losses=" + ".join(losses),
-        q=", ".join(f"`{name}`" for name in settings["iqa"]) or "none",
+        q=f"{names}, whose score training raises, so it is no proof" if names else "none",
         results=f"\n{results}\n" if results else "",
         licences="\n".join(f"- {line}" for line in _licences(settings, about["base"])))
     with replacing(path) as temporary:

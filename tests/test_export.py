@@ -27,6 +27,7 @@ from models.checkpoint import (
 from models.lora import add_lora, lora_state, merge_lora
 from models.rrdb import RRDBNet
 from models.swinir import SwinIR
+from models.validation import kept_step
 from models.weights import load_net
 from tools.upscale import main, parse_args
 from train_sr import PRESETS, ema_checkpoint
@@ -358,6 +359,62 @@ def test_a_training_result_has_its_settings_and_loads_everywhere(kind, tmp_path)
     assert_same(net, spandrel.ModelLoader(device="cpu").load_from_file(path).model.eval())
     run(str(path), "--export", tmp_path / "out.pth")
     assert set(load_file(tmp_path / "out.pth")) == {"params_ema"}
+
+
+ABOUT = {"base": "base.pth sha256 0123", "data": "12 photos", "steps": "40"}
+
+
+@pytest.mark.parametrize("kind", ["swinir_small", "rrdb_small"])
+def test_a_result_is_also_safetensors_that_load_everywhere_and_a_card(kind, tmp_path):
+    net = randomise(NETS[kind]())
+    args = finetune_lora.parse_args(["--net", "rrdb", "--init", "x.pt", "--sampler", "amo", "--iqa",
+                                     f"demo.quality:q@{tmp_path / 'q.pt'}", "musiq"])
+    args.lora_rank = 24
+    for out in (tmp_path / "a", tmp_path / "b"):
+        args.out = str(out)
+        export.write_result(out, net, ema_checkpoint(net, args), ABOUT)
+    for file in sorted((tmp_path / "a").iterdir()):  # equal runs write equal files
+        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
+        assert str(tmp_path).encode() not in file.read_bytes()
+    assert [p.name for p in sorted((tmp_path / "a").iterdir())] == [
+        "card.md", "net_g_ema.pt", "net_g_ema.safetensors"]
+    path = tmp_path / "a/net_g_ema.safetensors"
+    assert_written_as_it_is(net, path)
+    assert_same(net, load_net(path))
+    assert_same(net, spandrel.ModelLoader(device="cpu").load_from_file(path).model.eval())
+    assert split_safetensors(path.read_bytes())[0]["__metadata__"].items() >= {
+        "architecture": type(net).__name__, "scale": "4", "net": "rrdb", "sampler": "amo",
+        "q": "demo.quality:q@q.pt+musiq", "base": ABOUT["base"], "steps": "40"}.items()
+    card = (tmp_path / "a/card.md").read_text()
+    for text in (f"# {type(net).__name__} x4, amo, fine-tuned", "adapters of rank 24, Eq. 5",
+                 "`demo.quality:q@q.pt`, its weights and what", "12 photos", "Steps: 40",
+                 "`musiq`, its weights, and pyiqa: PolyForm Noncommercial",
+                 "1 L1 + 1 perceptual (vgg19) + 0.05 Q", "VGG19",
+                 "the base network, base.pth sha256 0123"):
+        assert text in card, text
+    assert "{" not in card and "}" not in card
+
+
+def test_a_card_names_what_was_used_alone(tmp_path):
+    flags = ["--sampler", "rand", "--lambda-p", "0"]
+    settings = ema_checkpoint(torch.nn.Linear(1, 1), train_sr.parse_args(flags))["settings"]
+    settings["net"] = "rrdb"
+    about = ABOUT | {"base": "random weights"}
+    export.write_card(tmp_path / "card.md", "T", "RRDBNet", "Files.", settings, about, "RESULTS")
+    card = (tmp_path / "card.md").read_text()
+    assert "Quality model: none" in card and "ground truths that a sampler chooses" in card
+    assert "1 L1 + 0.1 GAN\n" in card and "\nRESULTS\n" in card
+    assert card.split("bind it.")[1].split() == ["-", "the", "training", "images"]
+    for change, method in (({"lambda_a": 0.0}, "L1 alone"),
+                           ({"lambda_q": 0.1, "full": True}, "fine-tuning of all weights, Eq. 5")):
+        export.write_card(tmp_path / "card.md", "T", "RRDBNet", "", settings | change, about)
+        assert method in (tmp_path / "card.md").read_text()
+
+
+def test_a_result_with_a_guard_is_of_the_last_step_that_passed(tmp_path):
+    write_csv(tmp_path / "val.csv", ["step", "psnr", "passed"],
+              [[0, 20, 1], [10, 20, 1], [20, 18, 0], [30, 17, 0]])
+    assert kept_step(tmp_path) == "10"
 
 
 def test_only_a_quality_model_that_was_used_is_recorded(tmp_path):
