@@ -57,7 +57,10 @@ class Validation:
         return now["psnr"] >= before["psnr"] - guard and lpips
 
 
-def kept_step(out: Path) -> str:
-    """The step of a run's last validation that passed, by its val.csv: its result's."""
+def kept_step(out: Path, last: int) -> int:
+    """The step of a run's last validation that passed, by its val.csv: its result's; `last` if it
+    has validated nothing."""
+    if not (out / "val.csv").is_file():
+        return last
     rows, _ = read_csv(out / "val.csv", ["step", "passed"])
-    return [row["step"] for row in rows if row["passed"] == "1"][-1]
+    return max(int(row["step"]) for row in rows if row["passed"] == "1")

@@ -303,7 +303,8 @@ def main(args: argparse.Namespace) -> None:
         rows[name] = load_net(args.work / name / "net_g_ema.pt").to(device)
     columns, table = score_rows(args, rows, device)
     val, _ = read_csv(lora / "val.csv")
-    kept, base = kept_step(lora), f"{Path(args.init).name} sha256 {file_digest(args.init)}"
+    kept = kept_step(lora, args.steps)
+    base = f"{Path(args.init).name} sha256 {file_digest(args.init)}"
     notes = [
         f"{args.photos}: {len(parts['test'])} test photos, two crops of {CROP} pixels each, "
         f"degraded as {DEGRADATIONS.get(kind, 'two_round')}; RGB, 8 bit, 4-pixel border cropped "
@@ -332,8 +333,8 @@ def main(args: argparse.Namespace) -> None:
     write_card(
         args.out / "card.md", f"{Path(args.init).name}, tuned on photos", kind.__name__,
         "`tuned.pth` and `tuned.safetensors` load wherever the base network loads; `lora.pt` and "
-        "`adapter/` hold the adapters alone.", read_settings(lora / "net_g_ema.pt"),
-        {"base": base, "data": f"{len(parts['train'])} photos", "steps": kept},
+        "`adapter/` hold the adapters at scale 1.", read_settings(lora / "net_g_ema.pt"),
+        {"base": base, "data": f"{len(parts['train'])} photos", "steps": str(kept)},
         f"Adapters' scale: {chosen:g}, the largest that keeps fidelity on the validation photos:\n"
         + "\n" + "\n".join(f"- {line}" for line in lines)
         + f"\n\n| model | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}\n{scores}\n\n"
