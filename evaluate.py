@@ -65,9 +65,9 @@ from models.metrics import (
     load_metric,
     load_metrics,
     pyiqa_name,
+    rounded,
     smallest_side,
     split_pairs,
-    to_8bit,
 )
 from models.progress import progress
 from models.samplers import SAMPLERS
@@ -136,7 +136,7 @@ def super_resolve(net: nn.Module, lq: Tensor, name: str) -> Tensor:
     sr = net(lq)
     if not sr.isfinite().all():
         raise ValueError(f"{name}: the network's output is not finite")
-    return to_8bit(sr).float() / 255
+    return rounded(sr)
 
 
 def gold_standard(

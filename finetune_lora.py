@@ -12,9 +12,9 @@
     ... --full                                     # naive: all weights (Fig. 3, 5), adversarial
 
 In:  --init, a network trained by train_sr.py (or a public one); --data as there.
-Out: --out (default runs/<net>-<sampler>+FT...) with lora.pt (the adapters), net_g_ema.pt (merged: a
-     plain network again, no extra cost), last.pt, log.csv, samples/*.png, tensorboard/. Rerun the
-     same command to resume.
+Out: --out (default runs/<net>-<sampler>+FT...) with lora.pt (the adapters; adapter/: for PEFT),
+     net_g_ema.pt (merged: a plain network again, no extra cost; .safetensors: the same), card.md,
+     last.pt, log.csv, samples/*.png, tensorboard/. Rerun the same command to resume.
 """
 
 import argparse
@@ -27,10 +27,11 @@ from torch.utils.checkpoint import checkpoint
 import train_sr
 from models.checkpoint import check_finite, save_atomic, sha256
 from models.distributed import clean_exit, cleanup
+from models.export import write_adapter, write_result
 from models.flags import describe, integer, new_parser, number
 from models.lora import add_lora, lora_state, merged_state
 from models.quality import load_quality
-from models.settings import ema_checkpoint
+from models.settings import ema_checkpoint, origin
 
 # PAPER: Sec. 8.3. SwinIR: the MLPs, rank 48, lr 5e-6 halved at 5,000 steps;
 # RealESRGAN: the convolutions inside the RRDBs, rank 24, lr 5e-5.
@@ -80,18 +81,16 @@ def main(args: argparse.Namespace) -> None:
     # The adapters alone, and the merged plain network
     if args.rank == 0:
         out = Path(args.out)
-        adapters = lora_state(net_ema)
-        check_finite(adapters, f"{out}: the adapters are not written")
+        lora = {
+            "lora": lora_state(net_ema), "rank": args.lora_rank, "targets": list(targets),
+            "alpha": float(args.lora_rank or 0), "base_sha256": base_sha256,
+        }
+        check_finite(lora["lora"], f"{out}: the adapters are not written")
         merged = ema_checkpoint(merged_state(net_ema), args)
         if not args.full:
-            save_atomic(
-                {
-                    "lora": adapters, "rank": args.lora_rank, "alpha": float(args.lora_rank),
-                    "targets": list(targets), "base_sha256": base_sha256,
-                },
-                out / "lora.pt",
-            )
-        save_atomic(merged, out / "net_g_ema.pt")
+            save_atomic(lora, out / "lora.pt")
+            print(write_adapter(out / "adapter", net_ema, lora))
+        write_result(out, net_ema, merged, origin(args, sets))
         print(f"wrote {out / 'net_g_ema.pt'}")
     cleanup()
 

@@ -31,7 +31,7 @@ if [ "${1-demo}" = demo ]; then
 fi
 if [ -z "${DRY-}" ]; then # a Python with the requirements: the current one, or .venv's
   PYTHON=$(command -v python3 || command -v python) || refuse "no Python"
-  PYTHON=$("$PYTHON" tools/environment.py requirements.txt)
+  PYTHON=$("$PYTHON" tools/environment.py demo/requirements.txt)
 fi
 python() { "$PYTHON" "$@"; }
 torchrun() { "$PYTHON" -m torch.distributed.run "$@"; }

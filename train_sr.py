@@ -14,10 +14,10 @@ Stage one, the initialisation: L1 alone on a flat folder of high-resolution crop
 In:  --data, a folder in one of the layouts of models/hggt.py (`python -m tools.check --data DIR`
      inspects it).
 Out: --out (default runs/<net>-<sampler>, followed by the settings that differ from the paper's)
-     with net_g_ema.pt (the result), last.pt (all that a resume needs; evaluate.py reads it too),
-     log.csv, samples/*.png (of the averaged network) and, where tensorboard is installed,
-     tensorboard/. Rerun the same command to resume: draws depend on (seed, draw) alone, so a
-     resumed run equals an uninterrupted one.
+     with net_g_ema.pt (the result; .safetensors: the same), card.md, last.pt (all that a resume
+     needs; evaluate.py reads it too), log.csv, samples/*.png (of the averaged network) and, where
+     tensorboard is installed, tensorboard/. Rerun the same command to resume: draws depend on
+     (seed, draw) alone, so a resumed run equals an uninterrupted one.
 """
 
 import argparse
@@ -36,7 +36,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from models.cache import PixelCache
-from models.checkpoint import save_atomic
 from models.dataset import MultiGTDataset, StepBatchSampler, check_patch_size
 from models.degradations import degrade_patch, usm_sharpen
 from models.discriminator import UNetDiscriminatorSN
@@ -46,8 +45,10 @@ from models.distributed import (
     dead_worker_named,
     init_distributed,
     rank_zero_first,
+    start_method,
     start_worker,
 )
+from models.export import write_result
 from models.flags import SEED, folder_or_count, integer, new_parser, number, perceptual
 from models.hggt import MultiGT, is_flat_folder, load_sets
 from models.iqa import FrozenMetric
@@ -65,6 +66,7 @@ from models.run import TrainingRun
 from models.samplers import LABELLED, SAMPLERS, FastArgmax, choose_argmax, sampling_weights
 from models.settings import (
     ema_checkpoint,
+    origin,
     run_folder,
     run_settings,
     summary,
@@ -206,7 +208,7 @@ def fit(
     # Networks
     net_g.to(device, memory_format=torch.channels_last).train()  # up to twice as fast, CPU too
     net_ema = copy.deepcopy(net_g).eval().requires_grad_(False)
-    adam = functools.partial(torch.optim.Adam, betas=(0.9, 0.99), fused=True)
+    adam = functools.partial(torch.optim.Adam, betas=(0.9, 0.99), fused=device.type != "mps")
     optim_g = adam([p for p in net_g.parameters() if p.requires_grad], lr=args.lr)
     net_d = optim_d = None
     if args.lambda_a > 0:
@@ -379,7 +381,7 @@ def make_loader(
     return DataLoader(
         dataset, batch_sampler=batches, num_workers=args.num_workers,
         pin_memory=args.device.type == "cuda", worker_init_fn=start_worker,
-        multiprocessing_context="fork" if args.num_workers else None)
+        multiprocessing_context=start_method() if args.num_workers else None)
 
 
 def first_samples(dataset: MultiGTDataset) -> list[Pair]:
@@ -446,7 +448,8 @@ def main(args: argparse.Namespace) -> None:
     sets, pairs = load_data(args)
     net_ema = fit(args, sets, pairs, net_g, stage_one)
     if args.rank == 0:
-        save_atomic(ema_checkpoint(net_ema.state_dict(), args), Path(args.out) / "net_g_ema.pt")
+        checkpoint = ema_checkpoint(net_ema.state_dict(), args)
+        write_result(Path(args.out), net_ema, checkpoint, origin(args, sets))
         print(f"wrote {Path(args.out) / 'net_g_ema.pt'}")
     cleanup()
 

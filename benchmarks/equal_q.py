@@ -31,7 +31,7 @@ from models.checkpoint import write_csv
 from models.distributed import clean_exit
 from models.flags import integer, new_parser, refuse
 from models.images import read_rgb
-from models.metrics import as_image, as_tensor, load_metrics, to_8bit
+from models.metrics import as_image, as_tensor, load_metrics, rounded
 from models.weights import load_net
 from paper.figures import best_window, high_pass, steepness, structured_noise, window_sums
 from tools.prefetch import fetch_network
@@ -66,7 +66,7 @@ def score(net: nn.Module, part: str) -> list[list[float]]:
     for file in sorted((WORK / part / "lq").glob("*.png")):
         lq, gt = read_rgb(file), read_rgb(WORK / part / "gt" / file.name)
         with torch.no_grad():
-            sr = to_8bit(net(as_tensor(lq, cpu)).float()).float() / 255
+            sr = rounded(net(as_tensor(lq, cpu)))
             target = as_tensor(gt, cpu)
             row = [(metric(sr, target) if kind == "fr" else metric(sr)).item()
                    for kind, metric in metrics.values()]

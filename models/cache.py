@@ -41,9 +41,20 @@ class PixelCache:
             _build(self.file, files, self.starts, sets.read)
         if self.file.stat().st_size != ends[-1] + 4 * len(files):
             self._refuse(f"has {self.file.stat().st_size} bytes, not {ends[-1] + 4 * len(files)}")
-        content = np.asarray(np.memmap(self.file, np.uint8, "r"))
-        self.pixels, self.checksums = content[: ends[-1]], content[ends[-1] :].view("<u4")
+        self._open()
         self.check(np.unique(np.linspace(0, len(files) - 1, CHECKED).astype(int)))
+
+    def _open(self) -> None:
+        content, end = np.asarray(np.memmap(self.file, np.uint8, "r")), self.starts[-1]
+        self.pixels, self.checksums = content[:end], content[end:].view("<u4")
+
+    def __getstate__(self) -> dict:
+        """For a worker that is not forked, which opens the file itself."""
+        return {k: v for k, v in vars(self).items() if k not in ("pixels", "checksums")}
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state)
+        self._open()
 
     def __getitem__(self, key: tuple[int, int]) -> np.ndarray:
         index, member = key
@@ -108,4 +119,6 @@ def _build(file: Path, paths: list[str], starts: np.ndarray,
         out.write(np.array(checksums, "<u4").tobytes())
         out.flush()
         os.fsync(out.fileno())
+        if os.name != "posix":
+            out.close()  # Windows renames no open file; it has no lock to lose either
         os.replace(part, file)

@@ -5,6 +5,7 @@ torch is imported by the functions that need it: scripts that only read tables s
 
 import contextlib
 import ctypes
+import multiprocessing
 import os
 import signal
 import sys
@@ -46,14 +47,30 @@ def init_distributed() -> "tuple[int, int, torch.device]":
 
     (rank, world), local = rank_and_world(), int(os.environ.get("LOCAL_RANK", 0))
     cuda = torch.cuda.is_available()
-    device = torch.device("cuda", local) if cuda else torch.device("cpu")
     if cuda:
+        device = torch.device("cuda", local)
         torch.cuda.set_device(device)
+    else:  # gloo, which several processes need, does not take Apple's tensors
+        device = torch.device("mps" if world == 1 and mps_works() else "cpu")
     if world > 1 and not dist.is_initialized():
-        # Tensors go by NCCL where there are GPUs, objects and barriers by gloo. A rank may wait
-        # long for another that indexes a dataset or scores its last image.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(days=1))
+        # Tensors go by NCCL where there are GPUs (Windows has none), objects and barriers by gloo.
+        # A rank may wait long for another that indexes a dataset or scores its last image.
+        nccl = cuda and dist.is_nccl_available()
+        dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo", timeout=timedelta(days=1))
     return rank, world, device
+
+
+def mps_works() -> bool:
+    """Whether torch can use Apple's GPU, with the autocast that the discriminator switches off."""
+    import torch
+
+    # Before torch 2.5 autocast refuses the device
+    if not torch.backends.mps.is_available() or not torch.amp.is_autocast_available("mps"):
+        return False
+    try:  # a virtual machine may claim one and hold no tensor
+        return torch.ones(2, device="mps").sum().item() == 2
+    except RuntimeError:
+        return False
 
 
 def gather(item: object = None) -> list:
@@ -259,6 +276,12 @@ class Interrupt:
 
 
 # ------------------------------------------------------------------------- data workers
+
+
+def start_method() -> str:
+    """How a data worker starts: forked on Linux; Windows cannot, and macOS' libraries break."""
+    forks = "fork" in multiprocessing.get_all_start_methods() and sys.platform != "darwin"
+    return "fork" if forks else "spawn"
 
 
 @contextlib.contextmanager

@@ -3,17 +3,29 @@ chaiNNer, ComfyUI and others), or .onnx.
 
     print(export(net, "out.pth"))
 
-safetensors, and onnx with onnxscript, are imported only where they are needed.
+Also what a training run leaves beside its checkpoint: the same as .safetensors, a model card, and
+adapters in PEFT's format. onnx and onnxscript are imported only where they are needed.
 """
 
 import copy
 import importlib.util
+import json
+import re
+import zlib
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from models.checkpoint import check_finite, replacing, save_atomic
+from models.checkpoint import (
+    check_finite,
+    load_file,
+    one_line,
+    read_text,
+    replacing,
+    save_atomic,
+    split_safetensors,
+)
 from models.rrdb import RRDBNet
 from models.swinir import SwinIR
 
@@ -54,20 +66,30 @@ def spandrel_note(net: nn.Module) -> str:
             f"{width}, not the public networks' {expected}; an .onnx file works)")
 
 
-def write_weights(net: nn.Module, path: str | Path) -> None:
+def write_weights(net: nn.Module, path: str | Path, about: dict[str, str] | None = None) -> None:
     """Write a network's weights: .pth, .pt as {"params_ema": ...}; .safetensors as bare tensors,
-    with the network's name and scale as metadata."""
+    with the network's name and scale as metadata, and `about`."""
     path = Path(path)
-    state = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
+    state = {key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+             for key, value in net.state_dict().items()}
     if path.suffix != ".safetensors":
         save_atomic({"params_ema": state}, path)
         return
-    _need("safetensors")
+    about = {"architecture": type(net).__name__, "scale": "4"} | (about or {})
+    write_safetensors(state, path, about)
+
+
+def write_safetensors(state: dict[str, Tensor], path: Path, about: dict[str, str]) -> None:
+    """Write tensors that share no memory, with metadata; equal arguments write equal files."""
     from safetensors.torch import save
 
-    about = {"format": "pt", "architecture": type(net).__name__, "scale": "4"}
-    with replacing(path) as temporary:  # safetensors' save_file makes a file only its owner reads
-        temporary.write_bytes(save(state, metadata=about))
+    header, tensors = split_safetensors(save(state))
+    about = {"format": "pt", "crc32": f"{zlib.crc32(tensors):08x}"} | about
+    # The library would write the metadata in a random order
+    text = json.dumps({"__metadata__": about} | header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with replacing(path) as temporary:
+        temporary.write_bytes(len(text).to_bytes(8, "little") + text + tensors)
 
 
 def write_onnx(
@@ -128,3 +150,128 @@ class _PadsItself(nn.Module):
 def _need(*packages: str) -> None:
     if missing := [p for p in packages if not importlib.util.find_spec(p)]:
         raise ValueError(f"this file type needs: pip install {' '.join(missing)}")
+
+
+# ------------------------------------------------------------------------- a run's result
+
+
+def write_result(out: Path, net: nn.Module, checkpoint: dict, about: dict[str, str]) -> None:
+    """Write net_g_ema.safetensors, card.md and, as the sign of a finished run, net_g_ema.pt.
+
+    checkpoint: {"params_ema", "settings"}; net: whose weights these are, adapted or not
+    about: "base", "data" and "steps" of the run. Nothing tells its folder: equal runs, equal files.
+    """
+    settings = checkpoint["settings"]
+    metadata = {"architecture": type(net).__name__, "scale": "4", "net": settings["net"],
+                "sampler": settings["sampler"], "base": about["base"],
+                "q": "+".join(settings["iqa"]) or "none", "steps": about["steps"]}
+    write_safetensors(checkpoint["params_ema"], out / "net_g_ema.safetensors", metadata)
+    files = "`net_g_ema.pt` and `net_g_ema.safetensors` hold the same weights"
+    title = f"{type(net).__name__} x4, {settings['sampler']}"
+    write_card(out / "card.md", title + ", fine-tuned" * ("lambda_q" in settings),
+               type(net).__name__, f"{files}{spandrel_note(net)}.", settings, about)
+    save_atomic(checkpoint, out / "net_g_ema.pt")
+
+
+def write_card(path: Path, title: str, architecture: str, files: str, settings: dict,
+               about: dict[str, str], results: str = "") -> None:
+    """Write a model card of model_card.md.
+
+    files: what lies beside it, in a sentence; settings: as in net_g_ema.pt; about: "base", "data"
+    and "steps"; results: Markdown
+    """
+    if "lambda_q" not in settings:
+        method = "training on ground truths that a sampler chooses, Sec. 4.2"
+        if not settings["lambda_p"] and not settings["lambda_a"]:
+            method = "the initialisation, L1 alone, Sec. 5"
+    else:
+        method = "fine-tuning of all weights" if settings["full"] else (
+            f"fine-tuning by adapters of rank {settings['lora_rank']}")
+        method += ", Eq. 5"
+    weights = {"lambda_l1": "L1", "lambda_p": f"perceptual ({settings['perceptual']})",
+               "lambda_a": "GAN", "lambda_q": "Q"}
+    names = ", ".join(f"`{name}`" for name in settings["iqa"])
+    losses = [f"{settings[k]:g} {name}" for k, name in weights.items() if settings.get(k)]
+    text = Path(__file__).with_name("model_card.md").read_text(encoding="utf-8").format(
+        title=title, architecture=architecture, files=files, method=method, **about,
+        sampler=settings["sampler"], losses=" + ".join(losses),
+        q=f"{names}, whose score training raises, so it is no proof" if names else "none",
+        results=f"\n{results}\n" if results else "",
+        licences="\n".join(f"- {line}" for line in _licences(settings, about["base"])))
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _licences(settings: dict, base: str) -> list[str]:
+    lines = [] if base == "random weights" else [f"the base network, {base}"]
+    lines.append("the training images")
+    for name in settings["iqa"]:
+        own = ":" in name
+        lines.append(f"`{name}`, " + ("its weights and what it learnt from" if own else
+                                      "its weights, and pyiqa: PolyForm Noncommercial"))
+    if settings["lambda_p"] and settings["perceptual"] == "vgg19":
+        lines.append("torchvision's VGG19, trained on ImageNet")
+    return lines
+
+
+# ------------------------------------------------------------------------- adapters, for PEFT
+
+
+PEFT_KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
+PEFT_VARIANTS = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "lora_bias",
+                 "fan_in_fan_out", "modules_to_save")
+
+
+def write_adapter(folder: Path, net: nn.Module, lora: dict) -> str:
+    """Write adapters as PEFT does: adapter_model.safetensors and adapter_config.json.
+
+    net:  a network with the layers that they are for
+    lora: {"lora": lora_state(), "rank", "alpha", "base_sha256"}
+    Returns a report. A layer that PEFT would adapt otherwise leaves the folder unwritten.
+    """
+    state, names = {}, sorted({key.rpartition(".")[0] for key in lora["lora"]})
+    for name in names:
+        layer, a, b = net.get_submodule(name), *(lora["lora"][f"{name}.lora_{x}"] for x in "ab")
+        if isinstance(layer, nn.Conv2d):  # k x k to `rank` channels, then 1 x 1
+            if layer.groups > 1 or layer.dilation != (1, 1) or layer.padding_mode != "zeros":
+                return f"{folder} is not written: PEFT has no adapters for {name}'s convolution"
+            a, b = a.reshape(-1, *layer.weight.shape[1:]), b[..., None, None]
+        state |= {f"base_model.model.{name}.lora_A.weight": a.contiguous(),
+                  f"base_model.model.{name}.lora_B.weight": b.contiguous()}
+    alpha = lora["alpha"]
+    config = {
+        "peft_type": "LORA", "task_type": None, "base_model_name_or_path": None, "bias": "none",
+        "inference_mode": True, "r": lora["rank"], "lora_dropout": 0.0, "target_modules": names,
+        "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
+    } | dict.fromkeys(PEFT_VARIANTS[:2], False)
+    write_safetensors(state, folder / "adapter_model.safetensors",
+                      {"base_sha256": lora["base_sha256"]})
+    with replacing(folder / "adapter_config.json") as temporary:
+        temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return f"wrote {folder}"
+
+
+def read_adapter(path: str | Path) -> dict:
+    """What lora.pt holds, from PEFT's adapter_model.safetensors and adapter_config.json beside it.
+
+    base_sha256 is "" where another program wrote them. Raises ValueError naming a file that is not
+    plain LoRA.
+    """
+    state, config_file = load_file(path), Path(path).with_name("adapter_config.json")
+    about = split_safetensors(Path(path).read_bytes())[0].get("__metadata__", {})
+    found = {key: PEFT_KEY.fullmatch(key) for key in state}
+    if other := [key for key, match in found.items() if not match]:
+        raise ValueError(f"{path}: {other[0]} is no weight of a LoRA adapter")
+    try:
+        config = json.loads(read_text(config_file))
+        rank, alpha = int(config["r"]), float(config["lora_alpha"])
+        if variants := [name for name in PEFT_VARIANTS if config.get(name)]:
+            raise ValueError(f"{', '.join(variants)}: only plain LoRA is read")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{config_file}: {one_line(error)}") from error
+    return {
+        "lora": {f"{match[1]}.lora_{match[2].lower()}": state[key].flatten(1)
+                 for key, match in found.items()},
+        "rank": rank, "alpha": alpha, "base_sha256": about.get("base_sha256", ""),
+        "targets": sorted({match[1] for match in found.values()}),
+    }

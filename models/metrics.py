@@ -24,8 +24,17 @@ CROP_BORDER = 4  # pixels per side, for full-reference metrics (HGGT)
 
 
 def to_8bit(x: Tensor) -> Tensor:
-    """(..., H, W) in [0, 1] -> float64 whole numbers 0..255; values outside are clipped."""
+    """(..., H, W) in [0, 1] -> float64 whole numbers 0..255; values outside are clipped.
+
+    On the CPU where x lies on Apple's GPU, which has no float64.
+    """
+    x = x.cpu() if x.device.type == "mps" else x
     return x.double().clamp(0, 1).mul(255).round()
+
+
+def rounded(x: Tensor) -> Tensor:
+    """(..., H, W) as a saved picture has it: float32, 8 bit, in [0, 1], where x is."""
+    return (to_8bit(x.float()).float() / 255).to(x.device)
 
 
 def as_tensor(image: np.ndarray, device: torch.device) -> Tensor:

@@ -79,7 +79,8 @@ class TrainingRun:
         agree(f"{self.out}, --data and weights", settings)
         columns = [*losses, *(f"share_{k}" for k in range(members))]
         # Sums since the last row of log.csv; the first is the number of steps times ranks
-        self.meter = torch.zeros(1 + len(columns), dtype=torch.float64, device=args.device)
+        kind = torch.float32 if args.device.type == "mps" else torch.float64  # mps has no other
+        self.meter = torch.zeros(1 + len(columns), dtype=kind, device=args.device)
         self.done, self.extra = 0, {}
         saved = from_rank_zero(lambda: open_run(self.out, settings))
         if saved:
@@ -90,7 +91,7 @@ class TrainingRun:
             self.extra = {k: v for k, v in saved.items()
                           if k not in (*state, "step", "meter", "settings", "log")}
             if args.rank == 0:  # it is the sum over the ranks
-                self.meter = saved["meter"].to(args.device)
+                self.meter = saved["meter"].to(self.meter)
         self.watch = LossWatch(losses, args.device)
         self.shown: tuple[Tensor, Tensor] | None = None  # LQ and ground truth of the sample images
         if args.rank == 0:
@@ -166,8 +167,8 @@ class TrainingRun:
         args, choice = self.args, torch.cat([part["choice"] for part in parts])
         self.parts = sum(torch.stack([part["losses"][name].detach() for name in self.losses])
                          for part in parts) / len(parts)
-        shares = F.one_hot(choice, self.members).double().mean(0)
-        self.meter += torch.cat([self.meter.new_ones(1), self.parts.double(), shares])
+        shares = F.one_hot(choice, self.members).to(self.meter).mean(0)
+        self.meter += torch.cat([self.meter.new_ones(1), self.parts.to(self.meter), shares])
         if step % args.log_every == 0 or step == args.steps:
             sums = self._summed_meter()
             if step % args.log_every == 0:  # else a longer run continues this row's interval

@@ -16,6 +16,7 @@ from models.hggt import MultiGT
 from models.rrdb import modern_name
 from models.samplers import SCORING
 from models.scores import cache_stem
+from models.validation import kept_step
 from models.weights import read_network
 
 RECIPE = 3  # raised when the same settings train differently: older runs cannot resume
@@ -124,8 +125,17 @@ def ema_checkpoint(state: dict[str, Tensor], args: argparse.Namespace) -> dict:
     settings["iqa"] = [name + at + Path(file).name for name, at, file in iqa]
     settings["perceptual"] = args.perceptual.partition("@")[0]
     names = {}
-    if args.any_size:
+    if getattr(args, "any_size", False):
         names = {modern_name(key): key for key in read_network(args.init)[0]}
     state = {names.get(k, k): v.cpu().contiguous() for k, v in state.items()}
     check_finite(state, f"{args.out}: the averaged network is not written")
     return {"params_ema": state, "settings": settings}
+
+
+def origin(args: argparse.Namespace, sets: MultiGT) -> dict[str, str]:
+    """What a model card says of a run besides its settings."""
+    base = f"{Path(args.init).name} sha256 {file_digest(args.init)}" if args.init else None
+    n, members = len(sets.names), len(sets.paths[0])
+    steps = kept_step(Path(args.out), args.steps) if args.val else args.steps
+    return {"base": base or "random weights", "steps": str(steps),
+            "data": f"{n:,} photos" if sets.is_flat else f"{n:,} sets of {members} ground truths"}

@@ -5,17 +5,19 @@ and LPIPS where its weights are available.
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models.checkpoint import read_csv
 from models.flags import refuse
 from models.hggt import MultiGT
 from models.images import read_rgb
 from models.iqa import precision
-from models.metrics import as_tensor, load_metrics, to_8bit
+from models.metrics import as_tensor, load_metrics, rounded
 from models.quality import score_folder
 from models.scores import file_hashes
 from models.testset import find_hggt_test
@@ -50,7 +52,7 @@ class Validation:
         rows = []
         with precision(tf32=False):
             for lq, gt in self.pairs:
-                sr = to_8bit(net(as_tensor(lq, self.device)).float()).float() / 255
+                sr = rounded(net(as_tensor(lq, self.device)))
                 target = as_tensor(gt, self.device)
                 row = [(metric(sr, target) if kind == "fr" else metric(sr)).item()
                        for kind, metric in self.metrics.values()]
@@ -137,3 +139,15 @@ def sample_image(lq: Tensor, sr: Tensor, gt: Tensor, title: str) -> np.ndarray:
         cv2.putText(strip, text, (i * width + 4, 17), cv2.FONT_HERSHEY_SIMPLEX, scale, (0, 0, 0), 1,
                     cv2.LINE_AA)
     return np.concatenate([strip, rows])
+
+
+# ------------------------------------------------------------------------- the kept step
+
+
+def kept_step(out: Path, last: int) -> int:
+    """The step of a run's last validation that passed, by its val.csv: its result's; `last` if it
+    has validated nothing."""
+    if not (out / "val.csv").is_file():
+        return last
+    rows, _ = read_csv(out / "val.csv", ["step", "passed"])
+    return max(int(row["step"]) for row in rows if row["passed"] == "1")

@@ -24,7 +24,7 @@ from models.distributed import clean_exit
 from models.flags import new_parser
 from models.images import list_images, read_rgb
 from models.iqa import load_iqa
-from models.metrics import as_tensor, to_8bit
+from models.metrics import as_tensor, rounded
 from models.weights import load_net
 
 State = dict[str, Tensor]
@@ -53,7 +53,7 @@ def find_scale(quality_at: Callable[[float], float], target: float, steps: int =
 @torch.inference_mode()
 def mean_quality(net: nn.Module, lqs: list[Tensor], metric: nn.Module) -> float:
     """Mean Q of the enlarged images, rounded to 8 bit as evaluate.py scores them."""
-    return sum(metric(to_8bit(net(lq)).float() / 255).item() for lq in lqs) / len(lqs)
+    return sum(metric(rounded(net(lq))).item() for lq in lqs) / len(lqs)
 
 
 def main(args: argparse.Namespace) -> None:

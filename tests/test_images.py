@@ -203,6 +203,92 @@ def test_colour_profiles_are_applied_and_what_cannot_be_is_refused(tmp_path):
     assert len(problems) == 2 and "cmyk.jpg" in problems[0] and "lab.jpg" in problems[1]
 
 
+# ------------------------------------------------------------------------- without kornia_rs
+
+
+def raw_png(colour, bits, rows, *chunks, interlaced=0, cut=0):
+    """A PNG of unfiltered rows (bytes each), of IMAGE's size; cut: bytes of its stream left out."""
+    size = struct.pack(">2I5B", IMAGE.shape[1], IMAGE.shape[0], bits, colour, 0, 0, interlaced)
+    stream = zlib.compress(b"".join(b"\0" + row for row in rows))
+    parts = [(b"IHDR", size), *chunks, (b"IDAT", stream[: len(stream) - cut]), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(map(chunk, parts))
+
+
+def kinds_of_png():
+    """{name: file} of every kind of pixels that are read as photos."""
+    alpha, grey = (IMAGE[..., :1] // 2, IMAGE[..., :1])
+    palette = RNG.integers(0, 256, 768, np.uint8).tobytes()
+    passes = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2),
+              (0, 1, 1, 2))  # Adam7, of the PNG specification
+    turned = (b"eXIf", b"MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0")  # orientation 6
+    deep = (IMAGE.astype(">u2") * 257 + 1).clip(0, 65535).astype(">u2")
+    return {
+        "rgb": raw_png(2, 8, map(np.ndarray.tobytes, IMAGE)),
+        "filtered": png(),
+        "interlaced": raw_png(2, 8, (row.tobytes() for x, y, dx, dy in passes
+                                     for row in IMAGE[y::dy, x::dx]), interlaced=1),
+        "turned": raw_png(2, 8, map(np.ndarray.tobytes, IMAGE), turned),
+        "transparent": raw_png(2, 8, map(np.ndarray.tobytes, IMAGE),
+                               (b"tRNS", IMAGE[0, 0].astype(">u2").tobytes())),
+        "gamma": png(IMAGE, (b"gAMA", struct.pack(">I", 100_000))),
+        "grey": raw_png(0, 8, map(np.ndarray.tobytes, grey)),
+        "grey alpha": raw_png(4, 8, map(np.ndarray.tobytes, np.dstack([grey, alpha]))),
+        "rgba": raw_png(6, 8, map(np.ndarray.tobytes, np.dstack([IMAGE, alpha]))),
+        "palette": raw_png(3, 8, map(np.ndarray.tobytes, grey), (b"PLTE", palette)),
+        "16 bits": raw_png(2, 16, map(np.ndarray.tobytes, deep)),
+        "16 bits grey": raw_png(0, 16, map(np.ndarray.tobytes, deep[..., :1])),
+    }
+
+
+def test_without_kornia_rs_every_png_has_the_same_pixels(tmp_path, monkeypatch):
+    for name, data in kinds_of_png().items():
+        path = tmp_path / f"{name}.png"
+        path.write_bytes(data)
+        results = []
+        for decode in (images.decode_image_png_u8, None):
+            monkeypatch.setattr(images, "decode_image_png_u8", decode)
+            for read in (read_srgb, read_rgb):
+                try:
+                    results.append((read(path).dtype, read(path).tolist()))
+                except ValueError as error:
+                    results.append(str(error))
+            monkeypatch.undo()
+        assert results[:2] == results[2:] and isinstance(results[0], tuple), name
+        assert isinstance(results[1], tuple) is (data[24:26] == b"\x08\2"), results[1]  # 8-bit RGB
+        if isinstance(results[1], tuple):
+            assert results[1] == (np.uint8, IMAGE.tolist()), name
+
+
+def damaged_pngs():
+    rows = [row.tobytes() for row in IMAGE]
+    sound = raw_png(2, 8, rows)
+    middle = len(sound) // 2
+    return {
+        "flipped bit": sound[:middle] + bytes([sound[middle] ^ 4]) + sound[middle + 1 :],
+        "cut": sound[:middle],
+        "cut but for its end": sound[:middle] + sound[-12:],
+        "zeros": sound[:60] + bytes(30) + sound[90:],
+        "no pixels": sound[:33] + sound[-12:],
+        "too few rows": raw_png(2, 8, rows[:9]),
+        "too few bytes": raw_png(2, 8, rows, cut=100),
+        "no end": sound[:-12],
+        "unknown filter": raw_png(2, 8, rows).replace(
+            sound[33:-12], chunk((b"IDAT", zlib.compress(b"".join(b"\x09" + r for r in rows))))),
+        "unknown compression": png(IMAGE)[:26] + b"\1\0\0",
+    }
+
+
+@pytest.mark.parametrize("name", damaged_pngs())
+def test_a_damaged_png_is_refused_by_either_decoder(name, tmp_path, monkeypatch):
+    path = tmp_path / "a.png"
+    path.write_bytes(damaged_pngs()[name])
+    for decode in (images.decode_image_png_u8, None):
+        monkeypatch.setattr(images, "decode_image_png_u8", decode)
+        with pytest.raises(ValueError, match="a.png: ") as error:
+            read_rgb(path)
+        assert "\n" not in str(error.value)
+
+
 # ------------------------------------------------------------------------- odd and broken files
 
 

@@ -455,7 +455,7 @@ def test_one_data_folder_is_checked(tmp_path, capsys):
 
 def test_requirements_are_met_or_missing(tmp_path):
     inner, outer = tmp_path / "inner.txt", tmp_path / "outer.txt"
-    inner.write_text("numpy>=1  # a comment\n\n# another\n")
+    inner.write_text("numpy>=1  # a comment\n\n# another\nno-wheel; python_version < '3.10'\n")
     outer.write_text("-r inner.txt\nno-such-package-at-all\nnumpy<1\n")
     assert list(environment.missing(inner)) == []
     assert list(environment.missing(outer)) == ["no-such-package-at-all", "numpy<1"]

@@ -373,8 +373,8 @@ def test_training_without_tensorboard(base, monkeypatch):
     call(train_sr, *TINY, "--sampler", "rand", "--init", "stage1/net_g_ema.pt", "--steps", 2,
          "--sample-every", 2, "--out", "plain", cwd=base, monkeypatch=monkeypatch)
     assert sorted(p.name for p in (base / "plain").iterdir()) == [
-        ".lock", "config.json", "last.pt", "log.csv", "net_g_ema.pt",
-        "previous.pt", "samples"]  # saved after step 1, too
+        ".lock", "card.md", "config.json", "last.pt", "log.csv", "net_g_ema.pt",
+        "net_g_ema.safetensors", "previous.pt", "samples"]  # saved after step 1, too
 
 
 @pytest.mark.parametrize("sampler", ["origs_only", "rand", "upos", "sma", "smp"])

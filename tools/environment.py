@@ -1,6 +1,6 @@
 """Print a Python that has the requirements: the current one, or that of .venv, which is made once.
 
-    PYTHON=$(python3 tools/environment.py requirements.txt)     # as run_all.sh does
+    PYTHON=$(python3 tools/environment.py demo/requirements.txt)   # as run_all.sh does
     python3 tools/environment.py tests/requirements.txt DIR     # the environment DIR in any case
 
 Messages go to stderr. It needs no package, and runs far enough on an old Python to say so.
@@ -29,6 +29,8 @@ def missing(file):
             yield from missing(file.parent / line[2:].strip())
         elif line:
             need = Requirement(line)
+            if need.marker and not need.marker.evaluate():
+                continue
             try:
                 met = need.specifier.contains(version(need.name), prereleases=True)
             except PackageNotFoundError:

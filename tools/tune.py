@@ -8,9 +8,9 @@
 
 In:  a folder of PNG, JPEG, WebP, TIFF; --init, an x4 network (default: RealESRGAN_x4plus, which is
      downloaded). No second ground truth and no labels are needed.
-Out: --out (default results/photos): tuned.pth, tuned.safetensors, lora.pt, config.json, card.md;
-     photos.csv, photos_per_image.csv, val.csv, strip.png, report.html. Runs and data are in
-     runs/photos. Rerun the same command to resume.
+Out: --out (default results/photos): tuned.pth, tuned.safetensors, lora.pt, adapter/, config.json,
+     card.md; photos.csv, photos_per_image.csv, val.csv, strip.png, report.html. Runs and data are
+     in runs/photos. Rerun the same command to resume.
 
 The photos are split by their content's hash: a fifth, four at least, to test, as many to validate,
 the rest to train. Test photos are read once, for the last table. Q is what the reward raises, so it
@@ -33,18 +33,26 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.checkpoint import one_line, read_csv, replacing, sha256, write_csv
+from models.checkpoint import (
+    file_digest,
+    one_line,
+    read_csv,
+    read_settings,
+    replacing,
+    sha256,
+    write_csv,
+)
 from models.degradations import degrade_patch
 from models.distributed import clean_exit
-from models.export import write_weights
+from models.export import write_card, write_weights
 from models.flags import SEED, integer, new_parser, number, perceptual, refuse
 from models.images import PHOTOS, describe_folder, list_images, read_rgb, write_png
-from models.metrics import as_image, as_tensor, load_metrics, to_8bit
+from models.metrics import as_image, as_tensor, load_metrics, rounded
 from models.photos import LUMA, photo_size, read_srgb
 from models.progress import progress
 from models.rrdb import RRDBNet
 from models.swinir import SwinIR
-from models.validation import FIDELITY, SECOND, Validation, read_pairs
+from models.validation import FIDELITY, SECOND, Validation, kept_step, read_pairs
 from models.weights import load_net, vgg19_state
 from tools.prefetch import fetch_network
 from tools.upscale import apply_lora, bicubic
@@ -201,7 +209,7 @@ def score_rows(args: argparse.Namespace, rows: dict[str, Callable[[Tensor], Tens
             lq, gt = (as_tensor(read_rgb(f), device)
                       for f in (file, args.work / "test/gt" / file.name))
             with torch.no_grad():
-                sr = to_8bit(enlarge(lq).float()).float() / 255
+                sr = rounded(enlarge(lq))
             write_png(args.work / "sr" / row / file.name, as_image(sr))
             table[row].append([
                 (metric(sr, gt) if kind == "fr" else metric(sr)).item()
@@ -237,12 +245,6 @@ def write_strip(args: argparse.Namespace, name: str, rows: list[str]) -> None:
     cells += [Cell(read_rgb(args.work / "sr" / row / name), row) for row in rows]
     cells.append(Cell(read_rgb(args.work / "test/gt" / name), "photo"))
     save(draw_grid([cells], [""]), args.out / "strip.png", "")
-
-
-def write_card(args: argparse.Namespace, facts: dict[str, str]) -> None:
-    text = Path(__file__).with_name("model_card.md").read_text(encoding="utf-8")
-    with replacing(args.out / "card.md") as temporary:
-        temporary.write_text(text.format(**facts), encoding="utf-8")
 
 
 # ------------------------------------------------------------------------- main
@@ -304,12 +306,13 @@ def main(args: argparse.Namespace) -> None:
         rows[name] = load_net(args.work / name / "net_g_ema.pt").to(device)
     columns, table = score_rows(args, rows, device)
     val, _ = read_csv(lora / "val.csv")
-    kept = [row["step"] for row in val if row["passed"] == "1"][-1]
+    kept = kept_step(lora, args.steps)
+    base = f"{Path(args.init).name} sha256 {file_digest(args.init)}"
     notes = [
         f"{args.photos}: {len(parts['test'])} test photos, two crops of {CROP} pixels each, "
         f"degraded as {DEGRADATIONS.get(kind, 'two_round')}; RGB, 8 bit, 4-pixel border cropped "
         "for full reference",
-        f"base: {Path(args.init).name} sha256 {sha256(args.init)[:12]}; tuned xS: its adapters "
+        f"base: {base}; tuned xS: its adapters "
         f"times S; Q: {args.q}, which the reward raises, so it judges nothing",
         f"trained for {val[-1]['step']} steps, of which the guard kept {kept} (val.csv); lr "
         f"{args.lr:g}, lambda_Q {args.lambda_q:g}, seed {args.seed}; guard {args.guard:g} dB; "
@@ -323,18 +326,22 @@ def main(args: argparse.Namespace) -> None:
         write_weights(tuned, args.out / name)
     for name in ("lora.pt", "config.json", "val.csv"):
         shutil.copyfile(lora / name, args.out / name)
+    if (lora / "adapter").is_dir():
+        shutil.copytree(lora / "adapter", args.out / "adapter", dirs_exist_ok=True)
     best = f"tuned x{chosen:g}" if chosen else "base"
     first = f"{parts['test'][0].stem}_0.png"  # by hash, not by hand
     write_strip(args, first, list(dict.fromkeys(["bicubic", "base", best])))
-    write_card(args, {
-        "base": Path(args.init).name, "q": args.q, "scale": f"{chosen:g}", "steps": kept,
-        "photos": str(len(parts["train"])), "table": "\n".join(
-            f"| {row} | " + " | ".join(cell(v, 3) for v in np.mean(s, 0)) + " |"
-            for row, s in table.items()),
-        "columns": " | ".join(columns), "line": "|".join(["---"] * (len(columns) + 1)),
-        "licence": "PyTorch Toolbox for Image Quality Assessment (pyiqa): PolyForm Noncommercial"
-        if ":" not in args.q else f"that of {args.q} and of its training data",
-        "choice": "\n".join(f"- {line}" for line in lines)})
+    scores = "\n".join(f"| {row} | " + " | ".join(cell(v, 3) for v in np.mean(s, 0)) + " |"
+                       for row, s in table.items())
+    write_card(
+        args.out / "card.md", f"{Path(args.init).name}, tuned on photos", kind.__name__,
+        "`tuned.pth` and `tuned.safetensors` load wherever the base network loads; `lora.pt` and "
+        "`adapter/` hold the adapters at scale 1.", read_settings(lora / "net_g_ema.pt"),
+        {"base": base, "data": f"{len(parts['train'])} photos", "steps": str(kept)},
+        f"Adapters' scale: {chosen:g}, the largest that keeps fidelity on the validation photos:\n"
+        + "\n" + "\n".join(f"- {line}" for line in lines)
+        + f"\n\n| model | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}\n{scores}\n\n"
+        "Mean of the test photos' crops; PSNR in dB.")
     report = [sys.executable, "-m", "paper.report", "--results", args.out, "--sr",
               args.work / "sr", "--gt", args.work / "test/gt", "--lq", args.work / "test/lq"]
     subprocess.run([str(word) for word in report], cwd=ROOT, check=True)

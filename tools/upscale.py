@@ -45,7 +45,7 @@ from models.distributed import (
     init_distributed,
     rank_and_world,
 )
-from models.export import export
+from models.export import export, read_adapter
 from models.flags import integer, new_parser, number
 from models.images import PHOTOS, describe_folder, list_images
 from models.lora import add_lora, load_lora, lora_state, merge_lora
@@ -67,19 +67,19 @@ Metrics = dict[str, Callable[[Tensor], Tensor]]  # column: (1, 3, H, W) in [0, 1
 def apply_lora(net: nn.Module, path: str, base: str, scale: float = 1.0) -> nn.Module:
     """Merge a saved fine-tuning, times `scale`, into the network that it started from; in place.
 
-    path:  {"lora": lora_state(), "rank", "alpha", "targets", "base_sha256"}
+    path:  {"lora": lora_state(), "rank", "alpha", "targets", "base_sha256"}, or PEFT's .safetensors
     base:  the file that `net` was read from; scale: 0 is `net`, 1 the fine-tuned network
     Raises ValueError for a file without adapters, for adapters of another base, and if they or the
     merged weights are not finite.
     """
-    data = load_file(path)
+    data = read_adapter(path) if path.endswith(".safetensors") else load_file(path)
     kinds = {"lora": dict, "rank": int, "alpha": float, "targets": list, "base_sha256": str}
     if {key: type(data.get(key)) for key in kinds} != kinds or data["rank"] < 1 \
             or not all(type(target) is str for target in data["targets"]):
         raise ValueError(f"{path}: not the lora.pt of a fine-tuning; give the one beside its "
                          "net_g_ema.pt")
     expected, digest = data["base_sha256"], sha256(base)
-    if digest != expected:
+    if expected and digest != expected:  # other programs name none
         raise ValueError(f"{path}: was trained on weights of sha256 {expected[:12]}; {base} is "
                          f"{digest[:12]}; give the file that the fine-tuning started from (--init)")
     try:
@@ -310,7 +310,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--out", metavar="DIR", help="folder for the results of --lq")
     add("--export", metavar="FILE",
         help="write the network as .pth, .pt, .safetensors or .onnx, in place of --lq and --out")
-    add("--lora", metavar="FILE", help="lora.pt of a fine-tuning that started from --ckpt")
+    add("--lora", metavar="FILE", help="lora.pt, or PEFT's "
+        "adapter_model.safetensors, of a fine-tuning that started from --ckpt")
     add("--lora-scale", type=number(-10, 10), metavar="X",
         help="share of its adapters: 0 is --ckpt, 1 the fine-tuned network (default: 1)")
     add("--tile", metavar="auto|N",
