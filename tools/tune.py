@@ -9,8 +9,9 @@
 In:  a folder of PNG, JPEG, WebP, TIFF; --init, an x4 network (default: RealESRGAN_x4plus, which is
      downloaded). No second ground truth and no labels are needed.
 Out: --out (default results/photos): tuned.pth, tuned.safetensors, lora.pt, config.json, card.md;
-     photos.csv, photos_per_image.csv, val.csv, strip.png, report.html. Runs and data are in
-     runs/photos. Rerun the same command to resume.
+     photos.csv, photos_per_image.csv, val.csv, strip.png, report.html; JPEG crops of two test
+     photos, and captions.csv with the authors if there is a SOURCES.csv beside the photos. Runs and
+     data are in runs/photos. Rerun the same command to resume.
 
 The photos are split by their content's hash: a fifth, four at least, to test, as many to validate,
 the rest to train. Test photos are read once, for the last table. Q is what the reward raises, so it
@@ -31,11 +32,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from models.checkpoint import one_line, read_csv, replacing, sha256, write_csv
-from models.degradations import degrade_patch
+from models.degradations import apply_degradation, degrade_patch, draw_degradation
 from models.distributed import clean_exit
 from models.export import write_weights
 from models.flags import SEED, integer, new_parser, number, refuse
@@ -51,6 +53,7 @@ from tools.upscale import apply_lora, bicubic
 
 ROOT = Path(__file__).resolve().parent.parent
 CROP = 256  # pixels of the crops of test and validation
+WHOLE = 768  # pixels per side, at most, of the two test photos that the page shows whole, at 100 %
 SCALES = (0.5, 1.0, 1.5)  # of the adapters, besides 0
 DEGRADATIONS = {SwinIR: "one_round", RRDBNet: "two_round"}
 STAND_IN = "Q=demo.photo_quality:q PERCEPTUAL=laplacian bash run_all.sh photos"
@@ -124,6 +127,20 @@ def write_crops(files: list[Path], folder: Path, degradation: str) -> None:
             write_png(lq_file, degrade_patch(image, top, left, CROP, rng, degradation))
 
 
+def write_whole(files: list[Path], folder: Path, degradation: str) -> None:
+    """gt/NAME_whole.png and lq/NAME_whole.png of each photo, reduced if it is larger than WHOLE."""
+    for k, file in enumerate(files):
+        gt_file, lq_file = (folder / kind / f"{file.stem}_whole.png" for kind in ("gt", "lq"))
+        if gt_file.is_file() and lq_file.is_file():
+            continue
+        image = Image.fromarray(read_srgb(file))
+        image.thumbnail((WHOLE, WHOLE), Image.Resampling.LANCZOS)  # never enlarges
+        gt = np.asarray(image)[: image.height // 4 * 4, : image.width // 4 * 4]
+        rng = np.random.default_rng((k, 2))  # the crops have 0 and 1
+        write_png(gt_file, gt)
+        write_png(lq_file, apply_degradation(gt, draw_degradation(rng, degradation), rng))
+
+
 def make_data(parts: dict[str, list[Path]], work: Path, degradation: str) -> None:
     """work/train with the photos, work/val and work/test with crops."""
     listing = {name: [f"{file.name} {sha256(file)}" for file in part]
@@ -138,6 +155,7 @@ def make_data(parts: dict[str, list[Path]], work: Path, degradation: str) -> Non
                 shutil.copyfile(file, temporary)
     for part in ("val", "test"):
         write_crops(parts[part], work / part, degradation)
+    write_whole(parts["test"][:2], work / "test", degradation)
     with replacing(record) as temporary:
         temporary.write_text(json.dumps(listing, indent=1))
 
@@ -184,6 +202,19 @@ def choose_scale(args: argparse.Namespace, nets: Callable[[float], nn.Module], d
 # ------------------------------------------------------------------------- the table
 
 
+def list_crops(work: Path) -> list[Path]:
+    """LQ files of the test crops, without the whole photos."""
+    return sorted((work / "test/lq").glob("*_[01].png"))
+
+
+def enlarge_to(sr_file: Path, enlarge: Callable[[Tensor], Tensor], lq: Tensor) -> Tensor:
+    """Write the enlarged image and return it, (1, 3, H, W) in [0, 1], as the file has it."""
+    with torch.no_grad():
+        sr = to_8bit(enlarge(lq).float()).float() / 255
+    write_png(sr_file, as_image(sr))
+    return sr
+
+
 def score_rows(args: argparse.Namespace, rows: dict[str, Callable[[Tensor], Tensor]],
                device: torch.device) -> tuple[list[str], dict[str, list[list[float]]]]:
     """Columns, and {row: scores of each test crop}; the SR images go to work/sr/ROW/NAME.png."""
@@ -192,16 +223,14 @@ def score_rows(args: argparse.Namespace, rows: dict[str, Callable[[Tensor], Tens
     refuse(problems)
     for column, reason in unavailable.items():
         print(f"column {column} is skipped: {reason}", file=sys.stderr)
-    files = sorted((args.work / "test/lq").glob("*.png"))
+    files = list_crops(args.work)
     table: dict[str, list[list[float]]] = {}
     for row, enlarge in rows.items():
         table[row] = []
         for file in tqdm(files, row, unit="crop"):
             lq, gt = (as_tensor(read_rgb(f), device)
                       for f in (file, args.work / "test/gt" / file.name))
-            with torch.no_grad():
-                sr = to_8bit(enlarge(lq).float()).float() / 255
-            write_png(args.work / "sr" / row / file.name, as_image(sr))
+            sr = enlarge_to(args.work / "sr" / row / file.name, enlarge, lq)
             table[row].append([
                 (metric(sr, gt) if kind == "fr" else metric(sr)).item()
                 for kind, metric in metrics.values()])
@@ -215,7 +244,7 @@ def cell(value: float, digits: int) -> str:
 
 def write_table(args: argparse.Namespace, columns: list[str],
                 table: dict[str, list[list[float]]], notes: list[str]) -> None:
-    names = [file.stem for file in sorted((args.work / "test/lq").glob("*.png"))]
+    names = [file.stem for file in list_crops(args.work)]
     means = {row: np.mean(scores, 0) for row, scores in table.items()}
     write_csv(args.out / "photos.csv", ["model", *columns],
               [[row, *(cell(value, 4) for value in mean)] for row, mean in means.items()], notes)
@@ -236,6 +265,33 @@ def write_strip(args: argparse.Namespace, name: str, rows: list[str]) -> None:
     cells += [Cell(read_rgb(args.work / "sr" / row / name), row) for row in rows]
     cells.append(Cell(read_rgb(args.work / "test/gt" / name), "photo"))
     save(draw_grid([cells], [""]), args.out / "strip.png", "")
+
+
+def write_pictures(args: argparse.Namespace, photos: list[Path], best: str) -> None:
+    """A JPEG crop of each photo, by base, tuned and as photographed; captions.csv with the authors.
+
+    The captions are for NAME_0 and its crops, NAME_1, NAME_whole and strip.png.
+    """
+    credits, sources = [], args.photos / "SOURCES.csv"
+    known = {row["file"]: row for row in read_csv(sources, ["file", "author", "licence"])[0]
+             } if sources.is_file() else {}
+    for file in photos[:2]:
+        shown = {"base": args.work / "sr/base", "tuned": args.work / "sr" / best,
+                 "photo": args.work / "test/gt"}
+        for what, folder in shown.items():
+            with replacing(args.out / f"{file.stem}_0_{what}.jpg") as temporary:
+                image = Image.fromarray(read_rgb(folder / f"{file.stem}_0.png"))
+                image.save(temporary, "JPEG", quality=90)
+    for k, file in enumerate(photos):
+        if row := known.get(file.name):
+            names = [f"{file.stem}_{end}" for end in ("0", "1", "whole")] + ["strip"] * (k == 0)
+            credits += [[name, row["author"], row["licence"]] for name in names]
+    captions = args.out / "captions.csv"
+    captions.unlink(missing_ok=True)  # of other photos
+    if credits:
+        write_csv(captions, ["image", "author", "licence"], credits, [
+            f"crops and reduced copies of photos in {args.photos}; degraded and enlarged, but for "
+            "NAME_0_photo.jpg", "NAME_0 stands for NAME_0_*.jpg (quality 90) as well"])
 
 
 def write_card(args: argparse.Namespace, facts: dict[str, str]) -> None:
@@ -322,7 +378,13 @@ def main(args: argparse.Namespace) -> None:
         shutil.copyfile(lora / name, args.out / name)
     best = f"tuned x{chosen:g}" if chosen else "base"
     first = f"{parts['test'][0].stem}_0.png"  # by hash, not by hand
-    write_strip(args, first, list(dict.fromkeys(["bicubic", "base", best])))
+    shown = list(dict.fromkeys(["bicubic", "base", best]))
+    write_strip(args, first, shown)
+    for file in sorted((args.work / "test/lq").glob("*_whole.png")):
+        for row in tqdm(shown, file.stem):
+            lq = as_tensor(read_rgb(file), device)
+            enlarge_to(args.work / "sr" / row / file.name, rows[row], lq)
+    write_pictures(args, parts["test"], best)
     write_card(args, {
         "base": Path(args.init).name, "q": args.q, "scale": f"{chosen:g}", "steps": kept,
         "photos": str(len(parts["train"])), "table": "\n".join(
@@ -333,7 +395,8 @@ def main(args: argparse.Namespace) -> None:
         if ":" not in args.q else f"that of {args.q} and of its training data",
         "choice": "\n".join(f"- {line}" for line in lines)})
     report = [sys.executable, "-m", "paper.report", "--results", args.out, "--sr",
-              args.work / "sr", "--gt", args.work / "test/gt", "--lq", args.work / "test/lq"]
+              args.work / "sr", "--gt", args.work / "test/gt", "--lq", args.work / "test/lq",
+              "--open", *shown[-2:]]
     subprocess.run([str(word) for word in report], cwd=ROOT, check=True)
 
 
