@@ -204,6 +204,7 @@ def fit(
     Everything that can be missing is loaded before the first step.
     """
     device, preset = args.device, PRESETS[args.net]
+    cuda = device.type == "cuda"
 
     # Networks
     net_g.to(device, memory_format=torch.channels_last).train()  # up to twice as fast, CPU too
@@ -256,9 +257,9 @@ def fit(
         lr, lr_d = (lr_at(step, base, args.milestones) for base in (args.lr, args.lr_d))
         parts = split(batch, args.accumulate)  # one part: the batch
         for part in parts:
-            lq = part["lq"].to(device, non_blocking=True).float() / 255  # (N, 3, h, w)
-            gts = part["gts"].to(device, non_blocking=True).float() / 255  # (N, K or 1, 3, H, W)
-            choice = part["choice"].to(device, non_blocking=True)
+            lq = part["lq"].to(device, non_blocking=cuda).float() / 255  # (N, 3, h, w)
+            gts = part["gts"].to(device, non_blocking=cuda).float() / 255  # (N, K or 1, 3, H, W)
+            choice = part["choice"].to(device, non_blocking=cuda)
             if args.sampler == "amo":
                 choice = choose(gts)
                 gt = gts[torch.arange(len(gts), device=device), choice]

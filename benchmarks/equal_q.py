@@ -33,9 +33,10 @@ from models.flags import integer, new_parser, refuse
 from models.images import read_rgb
 from models.metrics import as_image, as_tensor, load_metrics, rounded
 from models.weights import load_net
-from paper.figures import best_window, high_pass, steepness, structured_noise, window_sums
+from paper.noise import best_window, gradient, high_pass, structured_noise, window_sums
 from tools.prefetch import fetch_network
-from tools.tune import CPU, CROP, make_data, split_photos, usable_photos
+from tools.tune import CPU
+from tools.tune_data import CROP, list_crops, make_data, split_photos, usable_photos
 
 PHOTOS, RESULTS = Path("demo/photos"), Path("results/photos")
 WORK, RUNS = Path("runs/photos"), Path("runs/equal_q")
@@ -52,7 +53,7 @@ COLUMNS = ("psnr", "ssim", "q", "piqe", "structured_noise", "flat_noise")
 
 def flat_noise(sr: np.ndarray, gt: np.ndarray) -> float:
     """Standard deviation, in levels, of the high-passed SR image where the photo is flattest."""
-    top, left = best_window(-window_sums(steepness(gt), FLAT))
+    top, left = best_window(-window_sums(gradient(gt), FLAT))
     return float(high_pass(sr)[top : top + FLAT, left : left + FLAT].std())
 
 
@@ -63,7 +64,7 @@ def score(net: nn.Module, part: str) -> list[list[float]]:
                                                    "piqe": "piqe"}, cpu)
     refuse([*problems, *unavailable.values()])
     rows = []
-    for file in sorted((WORK / part / "lq").glob("*.png")):
+    for file in list_crops(WORK, part):
         lq, gt = read_rgb(file), read_rgb(WORK / part / "gt" / file.name)
         with torch.no_grad():
             sr = rounded(net(as_tensor(lq, cpu)))
@@ -160,7 +161,7 @@ def choose(validation: dict[tuple, dict[int, np.ndarray]]) -> dict[str, tuple]:
 
 def write_tables(chosen: dict[str, tuple], paths: dict[tuple, dict[int, np.ndarray]]) -> None:
     """equal_q_test.csv and equal_q.csv."""
-    names = [file.stem for file in sorted((WORK / "test/lq").glob("*.png"))]
+    names = [file.stem for file in list_crops(WORK)]
     photos = np.array([name.rpartition("_")[0] for name in names])
     notes = ["; ".join(f"{m}: lr {lr:g}, lambda_Q {lq:g}" for m, lr, lq in chosen.values()),
              f"{len(set(photos))} test photos, two crops of {CROP} pixels each; Q: {Q}"]

@@ -145,7 +145,7 @@ def load(dataset: MultiGTDataset, workers: int) -> None:
     """Load as in training; starting the workers is included."""
     for _ in DataLoader(dataset, batch_sampler=StepBatchSampler(1, WORKER_SAMPLES // 4, 4, 0, 1),
                         num_workers=workers, worker_init_fn=start_worker,
-                        multiprocessing_context="fork"):
+                        multiprocessing_context=start_method()):
         pass
 
 

@@ -187,7 +187,7 @@ def right_order(net: PhotoQuality, images: list[np.ndarray], seed: int) -> float
 
 
 def train(args: argparse.Namespace) -> None:
-    from tools.tune import split_photos  # as a metric, this file needs nothing of tools/
+    from tools.tune_data import split_photos  # as a metric, this file needs nothing of tools/
 
     files, _ = list_images(args.photos, PHOTOS)
     parts = split_photos(files)

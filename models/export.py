@@ -66,17 +66,19 @@ def spandrel_note(net: nn.Module) -> str:
             f"{width}, not the public networks' {expected}; an .onnx file works)")
 
 
-def write_weights(net: nn.Module, path: str | Path, about: dict[str, str] | None = None) -> None:
+def write_weights(net: nn.Module, path: str | Path, names: dict[str, str] | None = None) -> None:
     """Write a network's weights: .pth, .pt as {"params_ema": ...}; .safetensors as bare tensors,
-    with the network's name and scale as metadata, and `about`."""
-    path = Path(path)
-    state = {key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+    with the network's name and scale as metadata.
+
+    names: {key: its name in the file}, where it is another
+    """
+    path, names = Path(path), names or {}
+    state = {names.get(key, key): value.detach().cpu().clone(memory_format=torch.contiguous_format)
              for key, value in net.state_dict().items()}
     if path.suffix != ".safetensors":
         save_atomic({"params_ema": state}, path)
         return
-    about = {"architecture": type(net).__name__, "scale": "4"} | (about or {})
-    write_safetensors(state, path, about)
+    write_safetensors(state, path, {"architecture": type(net).__name__, "scale": "4"})
 
 
 def write_safetensors(state: dict[str, Tensor], path: Path, about: dict[str, str]) -> None:

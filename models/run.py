@@ -251,7 +251,7 @@ class LossWatch:
         before, self.waiting = self.waiting, None
         if losses is not None:
             host = torch.empty(losses.shape, pin_memory=self.cuda)
-            host.copy_(losses, non_blocking=True)
+            host.copy_(losses, non_blocking=self.cuda)
             event = torch.cuda.Event() if self.cuda else None
             if event:
                 event.record()

@@ -235,7 +235,7 @@ class ScoreCache:
         if gts is None:
             scores = metric(images).tolist()
         else:
-            scores = [metric(images.expand_as(gts), gts).double().mean().item()]
+            scores = [metric(images.expand_as(gts), gts).cpu().double().mean().item()]
         for label, score in zip(labels.values(), scores, strict=True):
             if math.isnan(score):
                 raise ValueError(f"{label}: metric {self.name} gave {score}")

@@ -13,11 +13,10 @@ from torch import Tensor, nn
 
 from models.checkpoint import check_finite, file_digest
 from models.hggt import MultiGT
-from models.rrdb import modern_name
 from models.samplers import SCORING
 from models.scores import cache_stem
 from models.validation import kept_step
-from models.weights import read_network
+from models.weights import names_in
 
 RECIPE = 3  # raised when the same settings train differently: older runs cannot resume
 # Flags that do not decide the result
@@ -124,9 +123,7 @@ def ema_checkpoint(state: dict[str, Tensor], args: argparse.Namespace) -> dict:
     iqa = [name.partition("@") for name in args.iqa if uses_quality(args)]
     settings["iqa"] = [name + at + Path(file).name for name, at, file in iqa]
     settings["perceptual"] = args.perceptual.partition("@")[0]
-    names = {}
-    if getattr(args, "any_size", False):
-        names = {modern_name(key): key for key in read_network(args.init)[0]}
+    names = names_in(args.init) if getattr(args, "any_size", False) else {}
     state = {names.get(k, k): v.cpu().contiguous() for k, v in state.items()}
     check_finite(state, f"{args.out}: the averaged network is not written")
     return {"params_ema": state, "settings": settings}

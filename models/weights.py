@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from models.checkpoint import check_finite, load_file, one_line, read_state
 from models.iqa import PREFETCH, checked_digest, load_fr, load_iqa, online
 from models.losses import VGG19_URL, VGG19Loss
-from models.rrdb import RRDBNet
+from models.rrdb import RRDBNet, modern_name
 from models.swinir import SwinIR
 
 
@@ -70,6 +70,11 @@ def read_network(path: str | Path) -> tuple[dict[str, Tensor], type | None]:
     if len(candidates) > 1:
         raise ValueError(f"{path}: holds several networks, {', '.join(candidates)}; save one alone")
     return next(iter(candidates.values()), (state, None))
+
+
+def names_in(path: str | Path) -> dict[str, str]:
+    """{this project's name of a weight: its name in a checkpoint}; ESRGAN's old files differ."""
+    return {modern_name(key): key for key in read_network(path)[0]}
 
 
 def load_like(net: nn.Module, path: str | Path, flag: str) -> nn.Module:

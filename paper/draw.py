@@ -8,13 +8,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 
 from models.checkpoint import replacing
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  (the backend is chosen first)
+try:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+except ImportError as error:
+    raise SystemExit(f"figures need matplotlib ({error}): pip install -r demo/requirements.txt"
+                     ) from error
 
 WIDTH, DPI, POINTS = 6.9, 300, 7.5  # inches, dots per inch of a PNG, size of the text
 LINE = 1.25 * POINTS / 72  # inches from one line of text to the next

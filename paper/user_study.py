@@ -9,8 +9,11 @@ make.     In: two folders of 8-bit RGB PNGs with equal names and sizes (evaluate
           Out: a new folder with key.json and one page per rater, rater01.html ... Send each rater
           only their page: it works offline and on phones, and ends with a download of the votes.
           It contains neither the models' nor the files' names. Only key.json tells which side is
-          which model; keep it.
+          which model; keep it. A practice pair comes first; its vote does not count.
 analyze.  In: the raters' votes_*.json and key.json. Out: one row per rater, then the summary.
+
+Every page has the same neutral gray surround, in dark mode too. A votes file tells the surround and
+the screen; files of earlier versions, without either and without practice, are read as well.
 
 A votes file has a CRC32 over its votes and a token of its rater. It reveals truncated, mixed up and
 hand-edited files. It does not stop fraud: the page contains all that forging one takes.
@@ -28,6 +31,7 @@ import re
 import shutil
 import sys
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -93,10 +97,17 @@ def summarise(preferences: np.ndarray) -> dict[str, float]:
     }  # fmt: skip
 
 
-def checksum(study: str, rater: str, token: str, votes: list[dict]) -> str:
+def checksum(study: str, rater: str, token: str, votes: list[dict],
+             screen: dict | None = None) -> str:
     """CRC32 of a votes file, eight hex digits; votesFile() of study.html computes the same."""
     lines = [f"{v['id']} {v['choice']} {v['ms']} {v['zoom']}" for v in votes]
+    lines += [screen_text(screen)] if screen else []
     return f"{zlib.crc32(chr(10).join([study, rater, token, *lines]).encode()):08x}"
+
+
+def screen_text(screen: dict) -> str:
+    """A votes file's screen in CSS pixels, device pixels per CSS pixel, surround."""
+    return f"{screen['width']}x{screen['height']} at {screen['ratio']}, {screen['surround']}"
 
 
 # ------------------------------------------------------------------------- make
@@ -164,7 +175,11 @@ def make_key(args: argparse.Namespace, names: list[str], digest: str) -> dict:
     plan = {}
     for i in range(args.raters):
         rater = f"rater{i + 1:02d}"
+        # An image that this rater does not rate; the last of all, where they rate all
+        others = np.setdiff1d(np.arange(len(names)), images[i])
+        practice = others[i % len(others)] if len(others) else images[i, -1]
         plan[rater] = {
+            "practice": {"id": f"{rater}-practice", "image": names[practice], "left": "ab"[i % 2]},
             "token": hashlib.sha256(f"{study} {rater} {digest}".encode()).hexdigest()[:16],
             "pairs": [
                 {"id": f"{rater}-{k + 1:02d}", "image": names[image], "left": "a" if left else "b"}
@@ -195,9 +210,9 @@ def encode(file: Path) -> str:
 
 
 def page_of(rater: str, key: dict, encoded: dict[str, dict[str, str]]) -> str:
-    """The rater's page; encoded: {image: {"a": base64, "b": base64}}"""
+    """The rater's page, the practice pair first; encoded: {image: {"a": base64, "b": base64}}"""
     plan, pairs = key["plan"][rater], []
-    for pair in plan["pairs"]:
+    for pair in (plan["practice"], *plan["pairs"]):
         left, right = ("a", "b") if pair["left"] == "a" else ("b", "a")
         images = encoded[pair["image"]]
         pairs.append({"id": pair["id"], "left": images[left], "right": images[right]})
@@ -241,11 +256,12 @@ def make(args: argparse.Namespace) -> None:
 # ------------------------------------------------------------------------- analyze
 
 
-def read_json(path: str | Path) -> dict:
+def read_json(path: str | Path, what: str) -> dict:
+    """The object in a JSON file; what: what the file should be, for the messages."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file; give {what}")
     try:
         data = json.loads(read_text(path))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{path}: no such file") from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON, or truncated ({error}); get it again") from error
     if not isinstance(data, dict):
@@ -255,7 +271,7 @@ def read_json(path: str | Path) -> dict:
 
 def read_key(path: str | Path) -> dict:
     """What `make` wrote; ValueError if it is damaged, or names a file outside its folder."""
-    key = read_json(path)
+    key = read_json(path, "the key.json that make wrote (--key)")
     try:
         valid = (re.fullmatch("[0-9a-f]{8}", key["study"])
                  and re.fullmatch("[0-9a-f]{64}", key["pixels_sha256"])
@@ -271,9 +287,10 @@ def read_key(path: str | Path) -> dict:
 
 def is_plan(rater: str, plan: dict) -> bool:
     """Whether key.json may hold this of a rater; a wrong type may also raise."""
+    pairs = [*plan["pairs"], *([plan["practice"]] if "practice" in plan else [])]
     return bool(re.fullmatch(r"rater\d+", rater) and type(plan["token"]) is str and plan["pairs"]
                 and all(type(pair["id"]) is str and pair["left"] in ("a", "b")
-                        and pair["image"] == Path(pair["image"]).name for pair in plan["pairs"]))
+                        and pair["image"] == Path(pair["image"]).name for pair in pairs))
 
 
 def is_vote(vote: object) -> bool:
@@ -283,20 +300,32 @@ def is_vote(vote: object) -> bool:
             and vote["choice"] in ("left", "right"))
 
 
+def is_screen(screen: object) -> bool:
+    """Whether it is {width, height, ratio, surround}, or None, as of earlier versions."""
+    return screen is None or isinstance(screen, dict) and (
+        screen.keys() == {"width", "height", "ratio", "surround"}
+        and all(type(screen[k]) in (int, float) for k in ("width", "height", "ratio"))
+        and type(screen["surround"]) is str
+        and bool(re.fullmatch(r"rgb\(\d+, \d+, \d+\)", screen["surround"])))
+
+
 def read_votes(path: str, key: dict) -> tuple[str, list[dict]]:
-    """(rater, votes) of one file; ValueError unless it is complete and of this study."""
-    if not Path(path).exists():
-        raise FileNotFoundError(f"{path}: no such file; give the JSON files that the raters sent")
-    data = read_json(path)
+    """(rater, votes) of one file, without that on the practice pair.
+
+    Raises ValueError unless the file is complete and of this study.
+    """
+    data = read_json(path, "the JSON files that the raters sent")
     study, rater, votes = data.get("study"), data.get("rater"), data.get("votes")
     if study != key["study"]:
         raise ValueError(f"{path}: of study {study}, but the key is of study {key['study']}")
     if not isinstance(rater, str) or rater not in key["plan"]:
         raise ValueError(f"{path}: rater {rater} is not one of this study's {key['raters']}")
-    if not isinstance(votes, list) or not all(map(is_vote, votes)):
+    if not isinstance(votes, list) or not all(map(is_vote, votes)) or not is_screen(
+            data.get("screen")):
         raise ValueError(f"{path}: malformed votes; get the file again")
     plan = key["plan"][rater]
-    ids, known = [vote["id"] for vote in votes], [pair["id"] for pair in plan["pairs"]]
+    counted = [vote for vote in votes if vote["id"] != plan.get("practice", {}).get("id")]
+    ids, known = [vote["id"] for vote in counted], [pair["id"] for pair in plan["pairs"]]
     if unknown := [i for i in ids if i not in known]:
         raise ValueError(f"{path}: pair {unknown[0]} is not one of {rater}'s")
     if len(set(ids)) < len(known) or data.get("finished") is not True:
@@ -304,9 +333,9 @@ def read_votes(path: str, key: dict) -> tuple[str, list[dict]]:
                          "rater to finish")
     if len(ids) > len(known):
         raise ValueError(f"{path}: votes twice on a pair; get the file again")
-    if data.get("checksum") != checksum(study, rater, plan["token"], votes):
+    if data.get("checksum") != checksum(study, rater, plan["token"], votes, data.get("screen")):
         raise ValueError(f"{path}: wrong checksum, so the file was edited; get it again")
-    return rater, votes
+    return rater, counted
 
 
 def gather_votes(paths: list[str], key: dict) -> dict[str, list[dict]]:
@@ -333,7 +362,14 @@ def count_for_a(plan: dict, votes: list[dict]) -> int:
     return sum((vote["choice"] == "left") == (left[vote["id"]] == "a") for vote in votes)
 
 
-def table_comments(key: dict, votes: dict[str, list[dict]]) -> list[str]:
+def count_screens(paths: list[str]) -> str:
+    """How many raters had which screen and surround, of votes files that `read_votes` accepted."""
+    screens = [read_json(path, "a votes file").get("screen") for path in paths]
+    counts = Counter(screen_text(screen) if screen else "not recorded" for screen in screens)
+    return "; ".join(f"{text} ({count})" for text, count in counts.most_common())
+
+
+def table_comments(key: dict, votes: dict[str, list[dict]], screens: str) -> list[str]:
     every = [vote for cast in votes.values() for vote in cast]
     lefts = 100 * sum(vote["choice"] == "left" for vote in every) / len(every)
     shrunk = sum(vote["zoom"] < 100 for vote in every)
@@ -344,6 +380,7 @@ def table_comments(key: dict, votes: dict[str, list[dict]]) -> list[str]:
         "standard error: sample deviation over the root of the raters; intervals 95 %",
         f"left chosen in {lefts:.1f} % of the votes, either model; {shrunk} votes on images shrunk "
         "to fit the screen",
+        f"screens, device pixels per CSS pixel, surround (raters): {screens}",
         f"images: whole, RGB, 8 bit, as they are; sha256 {key['pixels_sha256'][:12]}",
         f"Python {platform.python_version()}, numpy {np.__version__}, scipy {scipy.__version__}",
         PAPER,
@@ -371,7 +408,8 @@ def analyze(args: argparse.Namespace) -> None:
     votes = gather_votes(args.votes, key)
     counts = {rater: count_for_a(key["plan"][rater], cast) for rater, cast in votes.items()}
     percents = {rater: 100 * n / len(votes[rater]) for rater, n in counts.items()}
-    summary, comments = summarise(np.array([*percents.values()])), table_comments(key, votes)
+    summary = summarise(np.array([*percents.values()]))
+    comments = table_comments(key, votes, count_screens(args.votes))
 
     rows = [[rater, len(votes[rater]), n, f"{percents[rater]:.2f}"] for rater, n in counts.items()]
     for name, x in summary.items():

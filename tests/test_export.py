@@ -327,7 +327,7 @@ def test_every_public_wrapping_is_read(tmp_path):
 def test_a_safetensors_file_is_always_the_same_and_its_damage_is_found(tmp_path):
     net, path = randomise(NETS["rrdb_demo"]()), tmp_path / "a.safetensors"
     about = {name: name for name in "zyxwvutsr"}
-    export.write_weights(net, path, about)
+    export.write_safetensors(net.state_dict(), path, about)
     data = path.read_bytes()
     names = [name for name in split_safetensors(data)[0]["__metadata__"]]
     assert names[-9:] == [*about]  # the library's own order is random
@@ -421,7 +421,8 @@ def test_a_result_with_a_guard_is_of_the_last_step_that_passed(tmp_path):
 def test_only_a_quality_model_that_was_used_is_recorded(tmp_path):
     net = torch.nn.Linear(1, 1)
     for sampler, iqa in (("upos", []), ("amo", ["musiq"])):
-        settings = ema_checkpoint(net.state_dict(), train_sr.parse_args(["--sampler", sampler]))["settings"]
+        args = train_sr.parse_args(["--sampler", sampler])
+        settings = ema_checkpoint(net.state_dict(), args)["settings"]
         assert (settings["sampler"], settings["iqa"]) == (sampler, iqa)
         assert "lambda_q" not in settings  # not fine-tuned
     for content in ({"params_ema": net.state_dict()}, net.state_dict(),

@@ -46,7 +46,8 @@ def make_run(root: Path) -> list[str]:
         per_image += [(model, *cells, "inf" if model == EVIL else "7")
                       for cells in zip(NAMES, Q, LPIPS, strict=True)]
     columns = ["model", "image", "q", "lpips", "musiq"]
-    write_csv(results / "table5_per_image.csv", columns, per_image)
+    write_csv(results / "table5_per_image.csv", columns, per_image, ["4 images <of> mine"])
+    write_csv(results / "comparison.csv", ["table", "ours", "paper"], [("5", "1", "2")])
     rows = [("SwinIR-UPos", "SwinIR-UPos*", "no", "27.3094", ""),
             ("SwinIR-AMO", "SwinIR-AMO", "", "27.1", ""),  # not known
             (EVIL, EVIL, "yes", "<b>1</b>", "&amp;")]
@@ -108,19 +109,112 @@ def test_the_file_needs_nothing_else_and_escapes_what_it_is_given(run):
     assert "&lt;i&gt;mine&lt;/i&gt;" in html
 
 
-def test_the_papers_numbers_stand_beside_ours_and_its_rows_below(run):
+def test_the_papers_numbers_have_columns_and_rows_of_their_own(run):
     html = run[2].read_text()
-    assert ("<tr><th>SwinIR-UPos</th><td class=text>SwinIR-UPos*</td><td class=text>no</td>"
-            "<td>27.3094 <small>22.30</small></td>") in html
-    assert ("<tr><th>SwinIR-AMO</th><td class=text>SwinIR-AMO</td><td class=text></td>"
-            "<td>27.1 <small>22.08</small></td>") in html  # the paper's "yes" is not of this run
+    assert '<th>psnr</th><th class="paper">psnr (paper)</th>' in html
+    assert ('<tr><th>SwinIR-UPos</th><td class="text">SwinIR-UPos*</td><td class="text">no</td>'
+            '<td>27.3094</td><td class="paper">22.30</td>') in html
+    assert ('<tr><th>SwinIR-AMO</th><td class="text">SwinIR-AMO</td><td class="text"></td>'
+            '<td>27.1</td><td class="paper">22.08</td>') in html  # its "yes" is not of this run
+    assert '<th class="paper">ssim (paper)</th>' in html and "<th>ssim</th>" not in html
+    assert '<th>lambda a' not in html and "label (paper)" not in html  # a setting has one column
     below = html.index('<tr class="further"><th>&lt;script')  # ours alone, in a block of its own
-    assert html.index("<th>SwinIR-AMO</th>") < html.index('<tr class="soft">') < below
-    assert html.count('<tr class="further">') == 1 and '<tr class="soft">' not in html[below:]
-    assert '<tr class="soft"><th>SwinIR-AMO+FT</th>' in html
+    assert html.index("<th>SwinIR-AMO</th>") < html.index('<tr class="paper">') < below
+    assert html.count('<tr class="further">') == 1 and '<tr class="paper">' not in html[below:]
+    assert '<tr class="paper"><th>SwinIR-AMO+FT</th><td class="text">SwinIR-AMO + FT</td>' in html
     assert html.index("<summary>Table 5<") < html.index("<summary>Seeds swinir<")
     figure = base64.b64encode((run[0] / "results/demo/figure3.png").read_bytes()).decode()
     assert f'<img alt="Figure 3" src="data:image/png;base64,{figure}">' in html
+    assert '<details class="paper"><summary>Comparison<' in html
+
+
+def test_only_pictures_on_white_paper_are_plots(tmp_path):
+    for name, image in (("plot", Image.new("RGB", (90, 60), "white")),
+                        ("photo", Image.fromarray(smooth_image(np.random.default_rng(0), 60, 90)))):
+        image.save(tmp_path / f"{name}.png")
+        html = report.plot_html(tmp_path / f"{name}.png", {"photo": "Photo: <A>, CC"})
+        assert ('<figure class="plot">' in html) == (name == "plot")
+        assert ("<figcaption>Photo. Photo: &lt;A&gt;, CC<" in html) == (name == "photo")
+    (tmp_path / "plot.png").write_bytes(b"x")
+    with pytest.raises(ValueError, match="plot.png: unreadable image"):
+        report.plot_html(tmp_path / "plot.png", {})
+
+
+def facts_of(page: Path) -> list[str]:
+    return re.findall(r"<li>(.*?)(?=<li>|</ul></header>)", page.read_text())
+
+
+def test_the_header_tells_what_the_records_tell(tmp_path):
+    arguments, page = make_run(tmp_path), tmp_path / "results/demo/report.html"
+    report.main(report.parse_args(arguments))
+    assert facts_of(page) == ["data: 4 images &lt;of&gt; mine"] and "checked>" in page.read_text()
+    for row, seed, commit in (("UPos", "7", "abc-dirty"), ("SwinIR-AMO", "7", "def"),
+                              ("another", "8", "fff")):  # no row of this table
+        (tmp_path / row).mkdir()
+        (tmp_path / row / "config.json").write_text(
+            json.dumps({"flags": {"seed": seed}, "commit": commit}))
+    (tmp_path / "README.txt").write_text("Made up. The labels are simulated.\n")
+    report.main(report.parse_args(arguments))
+    assert facts_of(page)[1:] == ["seed: 7", "commit: abc-dirty, def", "labels are simulated"]
+    assert "checked>" not in page.read_text()
+    (tmp_path / "UPos/config.json").write_text("[]")
+    with pytest.raises(ValueError, match="UPos/config.json: not the config.json of a run"):
+        report.main(report.parse_args(arguments))
+    report.main(report.parse_args([*arguments, "--runs", str(tmp_path / "results")]))
+    assert facts_of(page)[1:] == ["labels are simulated"]
+
+
+@pytest.mark.parametrize(("models", "pair"), [
+    (["SwinIR-OrigsOnly", "SwinIR-UPos", "SwinIR-AMO+FT", "SwinIR-AMO+FT_full"],
+     ["SwinIR-UPos", "SwinIR-AMO+FT"]),
+    (["RealESRGAN-UPos", "SwinIR-UPos", "SwinIR-AMO+FT"], ["SwinIR-UPos", "SwinIR-AMO+FT"]),
+    (["bicubic", "base", "tuned x1", "full", "no-reward"], ["base", "tuned x1"]),
+    (["A", "SwinIR-UPos", "B"], ["A", "B"]),
+])
+def test_the_pair_that_the_page_opens_on(models, pair):
+    assert report.opening_pair(models, None) == pair
+    assert report.opening_pair(models, models[:2]) == models[:2]
+
+
+def make_photos_run(root: Path) -> list[str]:
+    """Two enlarged photos without ground truth; only "tuned x1" has made the second one."""
+    for folder in ("lq", "results", "sr/base", "sr/tuned x1"):
+        (root / folder).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, models in (("a", ("base", "tuned x1")), ("b", ("tuned x1",))):
+        Image.fromarray(smooth_image(rng, 12, 20)).save(root / "lq" / f"{name}.png")
+        for model in models:
+            Image.fromarray(smooth_image(rng, 48, 80)).save(root / "sr" / model / f"{name}.png")
+    return [f"--{flag}={root / folder}" for flag, folder in
+            (("results", "results"), ("sr", "sr"), ("lq", "lq"))]
+
+
+def test_photos_without_ground_truth(tmp_path):
+    arguments, page = make_photos_run(tmp_path), tmp_path / "results/report.html"
+    with pytest.raises(FileNotFoundError, match="base/b.png: no such image"):
+        report.main(report.parse_args(arguments))
+    columns = ["model", "image", "q"]
+    write_csv(tmp_path / "results/photos_per_image.csv", columns,
+              [("base", "a", "1"), ("tuned x1", "a", "2")])
+    write_csv(tmp_path / "results/captions.csv", ["image", "author", "licence"],
+              [("b", "<B>", "CC-BY-4.0")])
+    report.main(report.parse_args(arguments))
+    data = data_of(page)
+    assert data["sources"] == ["base", "tuned x1", "LQ, nearest", "LQ, bicubic"]
+    assert data["open"] == [0, 1]
+    assert [(image["name"], image["caption"]) for image in data["images"]] == [
+        ("b", "Photo: <B>, CC-BY-4.0"), ("a", "")]  # without scores: first
+    assert [file is None for file in data["images"][0]["files"]] == [True, False, False, False]
+    assert (data["images"][0]["width"], data["images"][0]["height"]) == (80, 48)
+    assert data["images"][0]["scores"] == [[""], [""]] and "GT" not in "".join(data["sources"])
+    report.main(report.parse_args([*arguments, "--open", "tuned x1", "base"]))
+    assert data_of(page)["open"] == [1, 0]
+    (tmp_path / "results/photos_per_image.csv").unlink()
+    shutil.copy(tmp_path / "sr/base/a.png", tmp_path / "sr/base/b.png")
+    report.main(report.parse_args(arguments))  # no table at all
+    data = data_of(page)
+    assert (data["rows"], data["metrics"]) == (["base", "tuned x1"], [])
+    assert [image["name"] for image in data["images"]] == ["a", "b"]
 
 
 def test_fewer_images_by_rule_and_by_size(run, tmp_path, monkeypatch, capsys):
@@ -158,6 +252,7 @@ BAD = {
                                          ["model", "image", "q"], [("A", "img00", "")]),
                   "no scores"),
     "no SR folder": (lambda root: shutil.rmtree(root / "sr"), "sr: no such folder"),
+    "no ground truth": (lambda root: shutil.rmtree(root / "gt"), "gt: no such folder"),
     "no SR image": (lambda root: (root / "sr/SwinIR-AMO/img02.png").unlink(),
                     "SwinIR-AMO/img02.png: no such image"),
     "no LQ image": (lambda root: (root / "lq/img01.png").unlink(), "img01.png"),
@@ -342,7 +437,14 @@ def test_light_dark_and_a_phone(open_page):
     assert (light, dark) == ("rgb(244, 244, 244)", "rgb(25, 25, 25)")
     page.get_by_text("Light / dark").click()
     assert page.evaluate(back) == light
-    assert open_page(color_scheme="dark").evaluate(back) == dark
+    page = open_page(color_scheme="dark")
+    assert page.evaluate(back) == dark
+    figure = "figure => { figure.className = 'plot'; return getComputedStyle(figure.querySelector("
+    figure += "'img')).filter }"  # as of a plot; the red one of this run is none
+    assert page.locator("figure").get_attribute("class") is None
+    assert page.locator("figure").evaluate(figure) == "brightness(0.75)"
+    page.get_by_text("Light / dark").click()
+    assert page.locator("figure").evaluate(figure) == "none"
 
     page = open_page(viewport={"width": 390, "height": 844}, device_scale_factor=3, has_touch=True,
                      is_mobile=True)
@@ -350,6 +452,9 @@ def test_light_dark_and_a_phone(open_page):
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     assert page.evaluate("[...document.querySelectorAll('button, select, td, th, p')].every("
                          "e => parseFloat(getComputedStyle(e).fontSize) >= 13)")
+    assert not page.locator(".keys:visible").count() and page.get_by_text("Drag the line").count()
+    for wide in page.locator("figure img, #tables details, #scores").all():  # scroll inside
+        assert wide.bounding_box() is None or wide.bounding_box()["width"] <= 390
     box = page.locator("#picture").bounding_box()
     assert box["x"] >= 0 and box["x"] + box["width"] <= 390
     touch = page.context.new_cdp_session(page)
@@ -358,6 +463,51 @@ def test_light_dark_and_a_phone(open_page):
         touch.send("Input.dispatchTouchEvent",
                    {"type": kind, "touchPoints": [point] if at else []})
     assert knob(page) == pytest.approx(80, abs=1)
+
+
+def test_the_list_has_one_tab_stop_and_arrows_move_in_it(open_page):
+    page = open_page()
+    focused = "document.activeElement.innerText.trim()"
+    page.locator("#sort").focus()
+    page.keyboard.press("Tab")
+    assert page.evaluate(focused) == "img00"
+    outline = "getComputedStyle(document.activeElement).outlineStyle"
+    for key, name in (("ArrowDown", "img01"), ("End", "img03"), ("ArrowUp", "img02"),
+                      ("Home", "img00"), ("ArrowUp", "img00"), ("ArrowDown", "img01")):
+        page.keyboard.press(key)
+        assert page.evaluate(focused) == shown(page) == name, key
+        assert page.evaluate(outline) == "solid"
+    assert knob(page) == pytest.approx(50, abs=1)  # Home and End are the list's
+    page.keyboard.press("ArrowLeft")
+    assert knob(page) == pytest.approx(48, abs=1)
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "knob"  # past the other images
+    page.keyboard.press("Shift+Tab")
+    assert page.evaluate(focused) == "img01"
+
+
+def test_the_papers_numbers_can_be_switched_off(open_page):
+    page = open_page()
+    cells = page.locator("#tables .paper:visible")
+    assert page.locator("#papers").is_checked() and cells.count() > 20
+    page.locator("#papers").click()
+    assert cells.count() == 0 and page.locator("#tables td:visible").count() > 5
+
+
+def test_a_photo_that_some_models_lack(open_page, tmp_path):
+    arguments = make_photos_run(tmp_path)
+    write_csv(tmp_path / "results/photos_per_image.csv", ["model", "image", "q"],
+              [("base", "a", "1"), ("tuned x1", "a", "2")])
+    report.main(report.parse_args(arguments))
+    page = open_page(tmp_path / "results/report.html")
+    assert shown(page) == "b" and not page.locator("#scores").is_visible()
+    assert page.locator("#leftName").text_content() == "LQ, bicubic"
+    assert page.locator("#rightName").text_content() == "tuned x1"
+    assert page.locator("#leftOf option:disabled").all_text_contents() == ["base"]
+    page.keyboard.press("n")
+    assert shown(page) == "a" and page.locator("#scores").is_visible()
+    assert not page.locator("#leftOf option:disabled").count()
+    assert not page.locator("#papers").is_visible()  # no table of the paper
 
 
 def test_names_do_no_harm_and_the_network_is_forbidden(open_page):

@@ -1,5 +1,6 @@
 """tools/tune.py and demo/photo_quality.py: your photos, one command; networks by name."""
 
+import argparse
 import struct
 import zipfile
 from pathlib import Path
@@ -15,7 +16,7 @@ from demo import photo_quality
 from models.checkpoint import read_csv, save_atomic
 from models.rrdb import RRDBNet
 from models.weights import load_net
-from tools import prefetch, tune
+from tools import prefetch, tune, tune_data
 
 
 def make_photos(folder: Path, count: int = 13) -> Path:
@@ -33,18 +34,18 @@ def test_the_split_is_by_content_and_keeps_twins_together(tmp_path):
     photos = make_photos(tmp_path / "photos", 25)
     (photos / "twin.png").write_bytes((photos / "photo00.png").read_bytes())
     files = sorted(photos.iterdir())
-    parts = tune.split_photos(files)
+    parts = tune_data.split_photos(files)
     assert [len(parts[p]) for p in ("test", "val", "train")] == [5, 5, 15]  # the twin counts once
     assert not set(parts["test"]) & set(parts["train"])
     sizes = {part: [f.stat().st_size for f in names] for part, names in parts.items()}
     for i, file in enumerate(sorted(photos.iterdir(), reverse=True)):
         file.rename(photos / f"{i:02d}-other{file.suffix}")  # names do not matter
     files = sorted(photos.iterdir())
-    again = tune.split_photos(files)
+    again = tune_data.split_photos(files)
     for part in parts:
         assert [f.stat().st_size for f in again[part]] == sizes[part]
     with pytest.raises(ValueError, match="11 different photos that can be used; at least 12"):
-        tune.split_photos(files[:11])
+        tune_data.split_photos(files[:11])
 
 
 def test_crops_lie_where_the_detail_is_and_apart(tmp_path):
@@ -52,9 +53,53 @@ def test_crops_lie_where_the_detail_is_and_apart(tmp_path):
     rng = np.random.default_rng(0)
     for top, left in ((64, 32), (400, 600)):
         image[top : top + 256, left : left + 256] = rng.integers(0, 256, (256, 256, 3))
-    (top, left), (top2, left2) = sorted(tune.detailed_corners(image))
+    (top, left), (top2, left2) = sorted(tune_data.detailed_corners(image))
     assert (top, left) == (64, 32) and abs(top2 - 400) <= 16 and abs(left2 - 600) <= 16
-    assert len(tune.detailed_corners(image[:300, :300])) == 1
+    assert len(tune_data.detailed_corners(image[:300, :300])) == 1
+
+
+# ------------------------------------------------------------------------- the page's pictures
+
+
+def test_two_photos_are_also_shown_whole_and_no_table_has_them(tmp_path):
+    photos = make_photos(tmp_path / "photos", 2)
+    Image.fromarray(smooth_image(np.random.default_rng(0), 303, 1500)).save(photos / "wide.png")
+    files = [photos / "wide.png", photos / "photo00.png"]
+    tune_data.write_whole(files, tmp_path / "test", "two_round")
+    for name, (width, height) in (("wide", (768, 152)), ("photo00", (300, 260))):
+        gt, lq = (Image.open(tmp_path / f"test/{kind}/{name}_whole.png") for kind in ("gt", "lq"))
+        assert gt.size == (width, height) and lq.size == (width // 4, height // 4)
+        small = np.asarray(gt.resize(lq.size, Image.Resampling.BICUBIC))
+        likeness = np.corrcoef(small.ravel(), np.asarray(lq).ravel())[0, 1]
+        assert 0.5 < likeness < 0.999, likeness  # the same photo, degraded
+    tune_data.write_crops(files, tmp_path / "test", "two_round")
+    assert {file.name for file in tune_data.list_crops(tmp_path)} >= {"wide_0.png", "photo00_0.png"}
+    assert not [file for file in tune_data.list_crops(tmp_path) if "whole" in file.name]
+
+
+def test_crops_and_captions_name_the_author(tmp_path):
+    photos = make_photos(tmp_path / "photos", 3)
+    files = [photos / "photo00.png", photos / "photo02.png", photos / "photo01.JPG"]
+    args = argparse.Namespace(photos=photos, work=tmp_path / "work", out=tmp_path / "out")
+    args.out.mkdir()
+    for k, folder in enumerate(("sr/base", "sr/tuned x1", "test/gt")):
+        (args.work / folder).mkdir(parents=True)
+        for name in ("photo00_0", "photo02_0"):
+            Image.new("RGB", (256, 256), (60 * k, 9, 9)).save(args.work / folder / f"{name}.png")
+    (photos / "SOURCES.csv").write_text("file,author,licence\nphoto00.png,\"A, B\",CC-BY-4.0\n")
+    tune.write_pictures(args, files, "tuned x1")
+    captions, _ = read_csv(args.out / "captions.csv")
+    assert [row["image"] for row in captions] == [
+        "photo00_0", "photo00_1", "photo00_whole", "strip"]
+    assert {(row["author"], row["licence"]) for row in captions} == {("A, B", "CC-BY-4.0")}
+    assert len(list(args.out.glob("*.jpg"))) == 6
+    for k, what in enumerate(("base", "tuned", "photo")):
+        crop = Image.open(args.out / f"photo02_0_{what}.jpg")
+        assert crop.format == "JPEG" and crop.size == (256, 256)
+        assert abs(crop.getpixel((9, 9))[0] - 60 * k) < 4
+    (photos / "SOURCES.csv").unlink()
+    tune.write_pictures(args, files, "tuned x1")
+    assert not (args.out / "captions.csv").exists()
 
 
 # ------------------------------------------------------------------------- bad input
@@ -151,9 +196,9 @@ def test_a_network_comes_from_its_release_or_from_the_wheel(tmp_path, monkeypatc
 
 
 def test_the_stand_in_prefers_clean_photographs():
-    parts = tune.split_photos(tune.usable_photos(ROOT / "demo/photos", 128))
+    parts = tune_data.split_photos(tune_data.usable_photos(ROOT / "demo/photos", 128))
     net = photo_quality.q()
-    images = [tune.read_srgb(file) for file in parts["test"]]
+    images = [tune_data.read_srgb(file) for file in parts["test"]]
     assert photo_quality.right_order(net, images, 1) > 0.85
     x = torch.rand(2, 3, 64, 96, requires_grad=True)
     net(x).sum().backward()

@@ -55,7 +55,8 @@ def write_vote_file(path: Path, key: dict, of: str, for_a: int, **changes) -> Pa
     votes = changes.pop("votes", lambda v: v)(votes)
     data = {"study": key["study"], "rater": of, "finished": True, "votes": votes} | changes
     if "checksum" not in data:
-        data["checksum"] = user_study.checksum(key["study"], of, plan["token"], votes)
+        data["checksum"] = user_study.checksum(key["study"], of, plan["token"], votes,
+                                               data.get("screen"))
     path.write_text(json.dumps(data))
     return path
 
@@ -99,8 +100,10 @@ def test_the_key_says_what_the_pages_show(study):
     for rater in ("rater01", "rater12"):
         html = (folder / f"{rater}.html").read_text()
         data = json.loads(re.search(r'id="data">(.*?)</script>', html)[1])
-        assert data["token"] == key["plan"][rater]["token"] and len(data["pairs"]) == 25
-        for shown, pair in zip(data["pairs"], key["plan"][rater]["pairs"], strict=True):
+        plan = key["plan"][rater]
+        assert data["token"] == plan["token"] and len(data["pairs"]) == 1 + 25
+        assert plan["practice"]["image"] not in [pair["image"] for pair in plan["pairs"]]
+        for shown, pair in zip(data["pairs"], [plan["practice"], *plan["pairs"]], strict=True):
             files = [folder.parent / name / pair["image"] for name in NAMES]
             a, b = (np.asarray(Image.open(file)) for file in files)
             sides = (a, b) if pair["left"] == "a" else (b, a)
@@ -114,6 +117,16 @@ def test_the_key_says_what_the_pages_show(study):
         assert not re.search("alpha|beta|bridge|fog|https?:|//[a-z]|@import", text, re.I)
 
 
+def test_practice_pairs_differ_and_raters_of_all_images_practise_on_their_last(study):
+    plans = study[1]["plan"].values()
+    assert len({plan["practice"]["image"] for plan in plans}) > 6
+    assert [plan["practice"]["left"] for plan in plans].count("a") == 6
+    args = user_study.parse_args(["make", "--a", "A=x", "--b", "B=y", "--raters", "2", "--pairs",
+                                  "3", "--out", "z"])
+    plan = user_study.make_key(args, ["1.png", "2.png", "3.png"], "0" * 64)["plan"]
+    assert all(p["practice"]["image"] == p["pairs"][-1]["image"] for p in plan.values())
+
+
 # ------------------------------------------------------------------------- the page
 
 
@@ -125,7 +138,7 @@ def small_study(tmp_path_factory):
 
 
 def open_page(browser, file: Path, number: int = 6, **options):
-    """The page, ready to vote, and a list of what went wrong or out to the network since."""
+    """The page after the practice, and a list of what went wrong or out to the network since."""
     context, trouble = browser.new_context(**options), []
     context.set_default_timeout(10_000)
     page = context.new_page()
@@ -133,15 +146,26 @@ def open_page(browser, file: Path, number: int = 6, **options):
     page.on("request", lambda r: r.url.split(":")[0] in ("file", "data", "blob")
             or trouble.append(r.url))
     page.goto(file.as_uri())
+    practise(page)
     wait_for(page, 1, number)
     return page, trouble
 
 
+def practise(page):
+    """Vote "right" on the practice pair."""
+    page.wait_for_function("() => shownAt !== null && performance.now() - shownAt > 310")
+    assert page.locator("#count").text_content() == "practice"
+    assert page.get_by_text("Practice, this pair does not count.").is_visible()
+    assert page.locator("#bar").evaluate("b => b.value") == 0
+    page.keyboard.press("2")
+
+
 def wait_for(page, number: int, of: int = 6):
     """Until pair `number` can be voted on; the page ignores the first 300 ms of a pair."""
-    page.wait_for_function(f"() => at === {number - 1} && shownAt !== null"
+    page.wait_for_function(f"() => at === {number} && shownAt !== null"
                            " && performance.now() - shownAt > 310")
     assert page.locator("#count").text_content() == f"pair {number} of {of}"
+    assert not page.locator("#practice").is_visible()
 
 
 def slider(page) -> float:
@@ -211,9 +235,12 @@ def test_votes_cast_by_mouse_keyboard_and_touch_are_analysed(browser, small_stud
     assert file.name == f"votes_{key['study']}_rater01.json"
     download.value.save_as(file)
     assert page.locator("#text").input_value() == file.read_text()
-    votes = json.loads(file.read_text())["votes"]
-    choices = ["left", "right", "right", "right", "right", "right"]
-    assert [v["choice"] for v in votes] == choices
+    data = json.loads(file.read_text())
+    assert data["screen"] == {"width": 1280, "height": 800, "ratio": 1,
+                              "surround": "rgb(128, 128, 128)"}
+    votes, choices = data["votes"], ["left", "right", "right", "right", "right", "right"]
+    assert votes[0]["id"] == "rater01-practice"
+    assert [v["choice"] for v in votes] == ["right", *choices]
     assert all(v["ms"] >= 300 and v["zoom"] == 2000 for v in votes)
     assert not trouble
     page.context.close()
@@ -229,6 +256,7 @@ def test_votes_cast_by_mouse_keyboard_and_touch_are_analysed(browser, small_stud
         touch.send("Input.dispatchTouchEvent",
                    {"type": kind, "touchPoints": [point] if at else []})
     assert slider(page) == pytest.approx(80, abs=1)
+    assert not page.locator(".keys:visible").count()
     for number in range(1, 7):
         wait_for(page, number)
         page.get_by_text("Left looks better").tap()
@@ -242,6 +270,9 @@ def test_votes_cast_by_mouse_keyboard_and_touch_are_analysed(browser, small_stud
     result = cli("analyze", file, other, "--key", folder / "key.json", "--out", tmp_path / "t.csv")
     assert result.returncode == 0 and result.stderr == "", result.stderr
     lines = (tmp_path / "t.csv").read_text().splitlines()
+    assert ("# screens, device pixels per CSS pixel, surround (raters): 1280x800 at 1, "
+            "rgb(128, 128, 128) (1); 390x844 at 3, rgb(128, 128, 128) (1)") in lines
+    assert "2 of 2 raters, 12 votes" in lines[0]  # without the practice
     rows = list(csv.reader(x for x in lines if x[0] != "#"))
     for rater, voted, row in zip(("rater01", "rater02"), (choices, ["left"] * 6), rows[1:3],
                                  strict=True):
@@ -251,6 +282,15 @@ def test_votes_cast_by_mouse_keyboard_and_touch_are_analysed(browser, small_stud
         for_a = models.count("a")
         assert row == [rater, "6", str(for_a), f"{100 * for_a / 6:.2f}"]
     assert rows[2][2] == "3"  # always left: half of the pairs
+
+
+def test_the_surround_is_the_same_gray_in_dark_mode_and_in_light(browser, small_study):
+    for scheme in ("light", "dark"):
+        page, _ = open_page(browser, small_study[0] / "rater01.html", color_scheme=scheme)
+        colors = page.evaluate("[document.body, $('back')].map(e => getComputedStyle(e))"
+                               ".map(s => s.backgroundColor + s.color)")
+        assert colors == ["rgb(128, 128, 128)rgb(0, 0, 0)", "rgb(208, 208, 208)rgb(0, 0, 0)"]
+        page.context.close()
 
 
 def test_the_page_forbids_network_and_says_when_nothing_is_kept(browser, small_study):
@@ -269,6 +309,7 @@ def test_the_page_forbids_network_and_says_when_nothing_is_kept(browser, small_s
                             " { get() { throw new DOMException('no') } })")
     page = context.new_page()
     page.goto((folder / "rater01.html").as_uri())
+    practise(page)
     wait_for(page, 1)
     assert page.locator("#unsaved").is_visible()
     page.keyboard.press("1")
@@ -315,11 +356,45 @@ def test_paper_numbers(study, tmp_path):
     assert "\n95 % interval, normal: [60.2, 79.1]; Student's t: [59.1, 80.3]\n" in result.stdout
     lines = (tmp_path / "out.csv").read_text().splitlines()
     assert NAMES[0] in lines[0] and "12 of 12 raters, 300 votes" in lines[0]
-    assert f"sha256 {key['pixels_sha256'][:12]}" in lines[3] and "scipy 1." in lines[4]
+    assert "(raters): not recorded (12)" in lines[3]
+    assert f"sha256 {key['pixels_sha256'][:12]}" in lines[4] and "scipy 1." in lines[5]
     rows = {r[0]: r[1:] for r in csv.reader(x for x in lines if x[0] != "#")}
     assert rows["rater01"] == ["25", "11", "44.00"] and rows["mean"][2] == "69.67"
     assert rows["normal_low"][2] == "60.24" and rows["normal_high"][2] == "79.10"
     assert 0 < float(rows["p"][2]) < 0.01
+
+
+SCREEN = {"width": 1280, "height": 800, "ratio": 1.5, "surround": "rgb(128, 128, 128)"}
+
+
+def test_files_of_earlier_versions_are_read_and_practice_does_not_count(study, tmp_path, capsys):
+    folder, key = study
+    command = f"--key {folder / 'key.json'} --out {tmp_path / 'out.csv'}"
+    old = write_vote_file(tmp_path / "1.json", key, "rater01", 20)
+    new = write_vote_file(
+        tmp_path / "2.json", key, "rater02", 10, screen=SCREEN,
+        votes=lambda v: [v[0] | {"id": "rater02-practice"}, *v])
+    run(f"analyze {old} {new} {command}")
+    captured = capsys.readouterr()
+    assert "2 of 12 raters, 50 votes" in captured.out
+    assert "rater01   20 of 25" in captured.out and "rater02   10 of 25" in captured.out
+    assert "(raters): not recorded (1); 1280x800 at 1.5, rgb(128, 128, 128) (1)" in (
+        tmp_path / "out.csv").read_text()
+    before = json.loads(json.dumps(key))  # a key of earlier versions
+    for plan in before["plan"].values():
+        del plan["practice"]
+    (tmp_path / "key.json").write_text(json.dumps(before))
+    run(f"analyze {old} --key {tmp_path / 'key.json'} --out {tmp_path / 'out.csv'}")
+    with pytest.raises(ValueError, match="rater02-practice is not one of"):
+        run(f"analyze {new} --key {tmp_path / 'key.json'} --out {tmp_path / 'out.csv'}")
+
+
+def test_a_key_that_is_no_file_gives_one_line(study, tmp_path):
+    vote = write_vote_file(tmp_path / "1.json", study[1], "rater01", 10)
+    for key in (tmp_path / "none.json", tmp_path):
+        result = cli("analyze", vote, "--key", key, "--out", tmp_path / "out.csv")
+        assert result.returncode == 2 and result.stderr == (
+            f"user_study.py: {key}: no such file; give the key.json that make wrote (--key)\n")
 
 
 def test_one_rater_and_raters_of_one_mind(study, tmp_path, capsys):
@@ -347,7 +422,8 @@ def test_bad_vote_files_are_refused_by_name(study, tmp_path):
         other = {"left": "right", "right": "left"}
         return [votes[0] | {"choice": other[votes[0]["choice"]]}, *votes[1:]]
 
-    good, again = bad("good"), bad("again")
+    good, again, wider = bad("good"), bad("again"), bad("wider", "rater06", screen=SCREEN)
+    wider.write_text(wider.read_text().replace("1280", "1920"))
     checksum = json.loads(good.read_text())["checksum"]
     expected = {
         again: f"rater01 again, as in {good}",
@@ -361,6 +437,8 @@ def test_bad_vote_files_are_refused_by_name(study, tmp_path):
         bad("twice", "rater05", votes=lambda v: [*v, v[0]]): "votes twice",
         bad("empty", "rater06", votes=lambda v: [{"id": x["id"]} for x in v], checksum=""):
             "malformed votes",
+        wider: "wrong checksum",
+        bad("screen", "rater06", screen=SCREEN | {"surround": "red"}): "malformed votes",
     }  # fmt: skip
     cut, text, listed = (tmp_path / f"{n}.json" for n in ("cut", "text", "list"))
     cut.write_text(good.read_text()[:-40])
@@ -387,6 +465,7 @@ def test_bad_vote_files_are_refused_by_name(study, tmp_path):
     lambda key: key["plan"]["rater01"]["pairs"].append("rater01-26"),
     lambda key: key["plan"]["rater01"]["pairs"][0].update(image="../../evil.png"),
     lambda key: key["plan"]["rater01"]["pairs"][0].update(left="c"),
+    lambda key: key["plan"]["rater01"].update(practice=None),
     lambda key: key.update(study="../../evil"), lambda key: key.update(a="../evil"),
     lambda key: key.update(b="two\nlines"), lambda key: key.update(raters="12"),
 ])  # fmt: skip

@@ -9,8 +9,9 @@
 In:  a folder of PNG, JPEG, WebP, TIFF; --init, an x4 network (default: RealESRGAN_x4plus, which is
      downloaded). No second ground truth and no labels are needed.
 Out: --out (default results/photos): tuned.pth, tuned.safetensors, lora.pt, adapter/, config.json,
-     card.md; photos.csv, photos_per_image.csv, val.csv, strip.png, report.html. Runs and data are
-     in runs/photos. Rerun the same command to resume.
+     card.md; photos.csv, photos_per_image.csv, val.csv, strip.png, report.html; JPEG crops of two
+     test photos, and captions.csv with the authors if there is a SOURCES.csv beside the photos.
+     Runs and data are in runs/photos. Rerun the same command to resume.
 
 The photos are split by their content's hash: a fifth, four at least, to test, as many to validate,
 the rest to train. Test photos are read once, for the last table. Q is what the reward raises, so it
@@ -19,18 +20,20 @@ chooses the adapters' scale, the largest of 0.5, 1 and 1.5 that passes.
 """
 
 import argparse
+import copy
 import functools
-import json
 import os
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from models.checkpoint import (
@@ -39,26 +42,23 @@ from models.checkpoint import (
     read_csv,
     read_settings,
     replacing,
-    sha256,
     write_csv,
 )
-from models.degradations import degrade_patch
 from models.distributed import clean_exit
 from models.export import write_card, write_weights
 from models.flags import SEED, integer, new_parser, number, perceptual, refuse
-from models.images import PHOTOS, describe_folder, list_images, read_rgb, write_png
+from models.images import read_rgb, write_png
 from models.metrics import as_image, as_tensor, load_metrics, rounded
-from models.photos import LUMA, photo_size, read_srgb
 from models.progress import progress
 from models.rrdb import RRDBNet
 from models.swinir import SwinIR
 from models.validation import FIDELITY, SECOND, Validation, kept_step, read_pairs
-from models.weights import load_net, vgg19_state
+from models.weights import load_net, names_in, vgg19_state
 from tools.prefetch import fetch_network
+from tools.tune_data import CROP, list_crops, make_data, split_photos, usable_photos
 from tools.upscale import apply_lora, bicubic
 
 ROOT = Path(__file__).resolve().parent.parent
-CROP = 256  # pixels of the crops of test and validation
 SCALES = (0.5, 1.0, 1.5)  # of the adapters, besides 0
 DEGRADATIONS = {SwinIR: "one_round", RRDBNet: "two_round"}
 STAND_IN = "Q=demo.photo_quality:q PERCEPTUAL=laplacian bash run_all.sh photos"
@@ -69,88 +69,23 @@ GPU = {"steps": 2000, "batch_size": 16, "patch_size": 256, "lr": 5e-5, "ema_deca
        "every": 200}  # fmt: skip
 
 
-# ------------------------------------------------------------------------- the photos
-
-
-def split_photos(files: Iterable[Path]) -> dict[str, list[Path]]:
-    """{"test", "val", "train": files}, by the hash of their content; equal files count once.
-
-    A fifth each, four at least, to test and to validate. Raises ValueError for fewer than twelve.
-    """
-    by_hash = dict(sorted((sha256(file), file) for file in files))
-    ordered, n = list(by_hash.values()), max(4, len(by_hash) // 5)
-    if len(ordered) < 12:
-        raise ValueError(f"{len(ordered)} different photos that can be used; at least 12 are "
-                         "needed: 4 to test, 4 to validate, 4 to train")
-    return {"test": ordered[:n], "val": ordered[n : 2 * n], "train": ordered[2 * n :]}
-
-
-def usable_photos(folder: Path, patch_size: int) -> list[Path]:
-    """The photos that are large enough; lines tell of the others. ValueError names broken ones."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder of photos")
-    files, others = list_images(folder, PHOTOS)
-    sizes = {file: photo_size(file) for file in files}
-    side = max(CROP, patch_size)
-    large = [file for file in files if min(sizes[file]) >= side]
-    small = len(files) - len(large)
-    print(describe_folder(folder, files, others)
-          + (f"; {small} smaller than {side} pixels, left out" if small else ""), flush=True)
-    return large
-
-
-def detailed_corners(image: np.ndarray, count: int = 2) -> list[tuple[int, int]]:
-    """(top, left) of the `count` crops with most detail that do not overlap, multiples of 4."""
-    from paper.noise import window_sums
-
-    luma = image.astype(np.float64) @ LUMA
-    edges = np.abs(np.diff(luma, axis=0, append=luma[-1:])) + np.abs(
-        np.diff(luma, axis=1, append=luma[:, -1:]))
-    step = 32  # pixels
-    found = [(value, y * step, x * step)
-             for (y, x), value in np.ndenumerate(window_sums(edges, CROP, step))]
-    corners: list[tuple[int, int]] = []
-    for _, top, left in sorted(found, reverse=True):
-        if len(corners) < count and all(abs(top - t) >= CROP or abs(left - x) >= CROP
-                                        for t, x in corners):
-            corners.append((top, left))
-    return corners
-
-
-def write_crops(files: list[Path], folder: Path, degradation: str) -> None:
-    """gt/NAME.png and lq/NAME.png of each photo's crops; what is there is kept."""
-    for k, file in enumerate(progress(files, folder.name, unit="photo")):
-        names = [(folder / "gt" / f"{file.stem}_{i}.png", folder / "lq" / f"{file.stem}_{i}.png")
-                 for i in range(2)]
-        if all(name.is_file() for pair in names for name in pair):
-            continue
-        image = read_srgb(file)
-        for i, (top, left) in enumerate(detailed_corners(image)):
-            gt_file, lq_file = names[i]
-            write_png(gt_file, image[top : top + CROP, left : left + CROP])
-            rng = np.random.default_rng((k, i))
-            write_png(lq_file, degrade_patch(image, top, left, CROP, rng, degradation))
-
-
-def make_data(parts: dict[str, list[Path]], work: Path, degradation: str) -> None:
-    """work/train with the photos, work/val and work/test with crops."""
-    listing = {name: [f"{file.name} {sha256(file)}" for file in part]
-               for name, part in parts.items()} | {"degradation": degradation}
-    record = work / "split.json"
-    if record.is_file() and json.loads(record.read_text()) != listing:
-        raise ValueError(f"{work}: made of other photos; delete it, or give another --work")
-    (work / "train").mkdir(parents=True, exist_ok=True)
-    for file in parts["train"]:
-        if not (work / "train" / file.name).is_file():
-            with replacing(work / "train" / file.name) as temporary:
-                shutil.copyfile(file, temporary)
-    for part in ("val", "test"):
-        write_crops(parts[part], work / part, degradation)
-    with replacing(record) as temporary:
-        temporary.write_text(json.dumps(listing, indent=1))
-
-
 # ------------------------------------------------------------------------- tuning
+
+
+def estimate(args: argparse.Namespace, net: nn.Module, device: torch.device) -> str:
+    """About how long the fine-tuning takes, from two steps of the network alone."""
+    side, runs = args.patch_size // 4, 3 if args.compare else 1
+    x = torch.rand(args.batch_size, 3, side, side, device=device)
+    net = copy.deepcopy(net).to(device).requires_grad_(True)
+    for _ in range(2):  # the first one does not count
+        begin = time.monotonic()
+        net(x).mean().backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.monotonic() - begin
+    # Q, losses, data and validation take about half as much again
+    minutes = 1.5 * seconds * args.steps * runs / 60
+    return f"{runs} x {args.steps} steps, about {max(1, round(minutes))} minutes in all"
 
 
 def tune(args: argparse.Namespace, out: Path, *flags: str) -> None:
@@ -193,6 +128,14 @@ def choose_scale(args: argparse.Namespace, nets: Callable[[float], nn.Module], d
 # ------------------------------------------------------------------------- the table
 
 
+def enlarge_to(sr_file: Path, enlarge: Callable[[Tensor], Tensor], lq: Tensor) -> Tensor:
+    """Write the enlarged image and return it, (1, 3, H, W) in [0, 1], as the file has it."""
+    with torch.no_grad():
+        sr = rounded(enlarge(lq))
+    write_png(sr_file, as_image(sr))
+    return sr
+
+
 def score_rows(args: argparse.Namespace, rows: dict[str, Callable[[Tensor], Tensor]],
                device: torch.device) -> tuple[list[str], dict[str, list[list[float]]]]:
     """Columns, and {row: scores of each test crop}; the SR images go to work/sr/ROW/NAME.png."""
@@ -201,16 +144,14 @@ def score_rows(args: argparse.Namespace, rows: dict[str, Callable[[Tensor], Tens
     refuse(problems)
     for column, reason in unavailable.items():
         print(f"column {column} is skipped: {reason}", file=sys.stderr)
-    files = sorted((args.work / "test/lq").glob("*.png"))
+    files = list_crops(args.work)
     table: dict[str, list[list[float]]] = {}
     for row, enlarge in rows.items():
         table[row] = []
         for file in progress(files, row, unit="crop"):
             lq, gt = (as_tensor(read_rgb(f), device)
                       for f in (file, args.work / "test/gt" / file.name))
-            with torch.no_grad():
-                sr = rounded(enlarge(lq))
-            write_png(args.work / "sr" / row / file.name, as_image(sr))
+            sr = enlarge_to(args.work / "sr" / row / file.name, enlarge, lq)
             table[row].append([
                 (metric(sr, gt) if kind == "fr" else metric(sr)).item()
                 for kind, metric in metrics.values()])
@@ -224,7 +165,7 @@ def cell(value: float, digits: int) -> str:
 
 def write_table(args: argparse.Namespace, columns: list[str],
                 table: dict[str, list[list[float]]], notes: list[str]) -> None:
-    names = [file.stem for file in sorted((args.work / "test/lq").glob("*.png"))]
+    names = [file.stem for file in list_crops(args.work)]
     means = {row: np.mean(scores, 0) for row, scores in table.items()}
     write_csv(args.out / "photos.csv", ["model", *columns],
               [[row, *(cell(value, 4) for value in mean)] for row, mean in means.items()], notes)
@@ -245,6 +186,50 @@ def write_strip(args: argparse.Namespace, name: str, rows: list[str]) -> None:
     cells += [Cell(read_rgb(args.work / "sr" / row / name), row) for row in rows]
     cells.append(Cell(read_rgb(args.work / "test/gt" / name), "photo"))
     save(draw_grid([cells], [""]), args.out / "strip.png", "")
+
+
+def write_pictures(args: argparse.Namespace, photos: list[Path], best: str) -> None:
+    """A JPEG crop of each photo, by base, tuned and as photographed; captions.csv with the authors.
+
+    The captions are for NAME_0 and its crops, NAME_1, NAME_whole and strip.png.
+    """
+    credits, sources = [], args.photos / "SOURCES.csv"
+    known = {row["file"]: row for row in read_csv(sources, ["file", "author", "licence"])[0]
+             } if sources.is_file() else {}
+    for file in photos[:2]:
+        shown = {"base": args.work / "sr/base", "tuned": args.work / "sr" / best,
+                 "photo": args.work / "test/gt"}
+        for what, folder in shown.items():
+            with replacing(args.out / f"{file.stem}_0_{what}.jpg") as temporary:
+                image = Image.fromarray(read_rgb(folder / f"{file.stem}_0.png"))
+                image.save(temporary, "JPEG", quality=90)
+    for k, file in enumerate(photos):
+        if row := known.get(file.name):
+            names = [f"{file.stem}_{end}" for end in ("0", "1", "whole")] + ["strip"] * (k == 0)
+            credits += [[name, row["author"], row["licence"]] for name in names]
+    captions = args.out / "captions.csv"
+    captions.unlink(missing_ok=True)  # of other photos
+    if credits:
+        write_csv(captions, ["image", "author", "licence"], credits, [
+            f"crops and reduced copies of photos in {args.photos}; degraded and enlarged, but for "
+            "NAME_0_photo.jpg", "NAME_0 stands for NAME_0_*.jpg (quality 90) as well"])
+
+
+def write_tuned_card(args: argparse.Namespace, kind: str, about: dict[str, str], chosen: float,
+                     lines: list[str], columns: list[str], table: dict[str, list[list[float]]]
+                     ) -> None:
+    """card.md, with the choice of the scale and the table."""
+    scores = "\n".join(f"| {row} | " + " | ".join(cell(v, 3) for v in np.mean(s, 0)) + " |"
+                       for row, s in table.items())
+    choice = "\n".join(f"- {line}" for line in lines)
+    write_card(
+        args.out / "card.md", f"{Path(args.init).name}, tuned on photos", kind,
+        "`tuned.pth` and `tuned.safetensors` load wherever the base network loads; `lora.pt` and "
+        "`adapter/` hold the adapters at scale 1.",
+        read_settings(args.work / "lora/net_g_ema.pt"), about,
+        f"Adapters' scale: {chosen:g}, the largest that keeps fidelity on the validation photos:\n"
+        f"\n{choice}\n\n| model | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}\n"
+        f"{scores}\n\nMean of the test photos' crops; PSNR in dB.")
 
 
 # ------------------------------------------------------------------------- main
@@ -277,7 +262,8 @@ def main(args: argparse.Namespace) -> None:
     photos = usable_photos(args.photos, args.patch_size)
     parts = split_photos(photos)
     args.init = args.init or fetch_network("realesrgan_x4plus")
-    kind = type(load_net(args.init))
+    net = load_net(args.init)
+    kind = type(net)
     check_metrics(args, device)
     print(f"{len(parts['train'])} photos to train, {len(parts['val'])} to validate, "
           f"{len(parts['test'])} to test; {kind.__name__} of {args.init}", flush=True)
@@ -286,6 +272,7 @@ def main(args: argparse.Namespace) -> None:
 
     # Fine-tuning, and with --compare what it is compared with
     lora = args.work / "lora"
+    print(estimate(args, net, device), flush=True)
     tune(args, lora)
     if args.compare:
         tune(args, args.work / "full", "--full", "--lr", str(args.lr / 10))
@@ -307,12 +294,11 @@ def main(args: argparse.Namespace) -> None:
     columns, table = score_rows(args, rows, device)
     val, _ = read_csv(lora / "val.csv")
     kept = kept_step(lora, args.steps)
-    base = f"{Path(args.init).name} sha256 {file_digest(args.init)}"
     notes = [
         f"{args.photos}: {len(parts['test'])} test photos, two crops of {CROP} pixels each, "
         f"degraded as {DEGRADATIONS.get(kind, 'two_round')}; RGB, 8 bit, 4-pixel border cropped "
         "for full reference",
-        f"base: {base}; tuned xS: its adapters "
+        f"base: {Path(args.init).name} sha256 {file_digest(args.init)}; tuned xS: its adapters "
         f"times S; Q: {args.q}, which the reward raises, so it judges nothing",
         f"trained for {val[-1]['step']} steps, of which the guard kept {kept} (val.csv); lr "
         f"{args.lr:g}, lambda_Q {args.lambda_q:g}, seed {args.seed}; guard {args.guard:g} dB; "
@@ -321,29 +307,26 @@ def main(args: argparse.Namespace) -> None:
     write_table(args, columns, table, notes)
 
     # What other programs load, and what people look at
-    tuned = at(chosen)
     for name in ("tuned.pth", "tuned.safetensors"):
-        write_weights(tuned, args.out / name)
+        write_weights(at(chosen), args.out / name, names_in(args.init))
     for name in ("lora.pt", "config.json", "val.csv"):
         shutil.copyfile(lora / name, args.out / name)
     if (lora / "adapter").is_dir():
         shutil.copytree(lora / "adapter", args.out / "adapter", dirs_exist_ok=True)
     best = f"tuned x{chosen:g}" if chosen else "base"
-    first = f"{parts['test'][0].stem}_0.png"  # by hash, not by hand
-    write_strip(args, first, list(dict.fromkeys(["bicubic", "base", best])))
-    scores = "\n".join(f"| {row} | " + " | ".join(cell(v, 3) for v in np.mean(s, 0)) + " |"
-                       for row, s in table.items())
-    write_card(
-        args.out / "card.md", f"{Path(args.init).name}, tuned on photos", kind.__name__,
-        "`tuned.pth` and `tuned.safetensors` load wherever the base network loads; `lora.pt` and "
-        "`adapter/` hold the adapters at scale 1.", read_settings(lora / "net_g_ema.pt"),
-        {"base": base, "data": f"{len(parts['train'])} photos", "steps": str(kept)},
-        f"Adapters' scale: {chosen:g}, the largest that keeps fidelity on the validation photos:\n"
-        + "\n" + "\n".join(f"- {line}" for line in lines)
-        + f"\n\n| model | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}\n{scores}\n\n"
-        "Mean of the test photos' crops; PSNR in dB.")
+    shown = list(dict.fromkeys(["bicubic", "base", best]))
+    write_strip(args, f"{parts['test'][0].stem}_0.png", shown)  # by hash, not by hand
+    for file in sorted((args.work / "test/lq").glob("*_whole.png")):
+        for row in progress(shown, file.stem, unit="row"):
+            lq = as_tensor(read_rgb(file), device)
+            enlarge_to(args.work / "sr" / row / file.name, rows[row], lq)
+    write_pictures(args, parts["test"], best)
+    about = {"base": notes[1].split(";")[0].removeprefix("base: "), "steps": str(kept),
+             "data": f"{len(parts['train'])} photos"}
+    write_tuned_card(args, kind.__name__, about, chosen, lines, columns, table)
     report = [sys.executable, "-m", "paper.report", "--results", args.out, "--sr",
-              args.work / "sr", "--gt", args.work / "test/gt", "--lq", args.work / "test/lq"]
+              args.work / "sr", "--gt", args.work / "test/gt", "--lq", args.work / "test/lq",
+              "--open", *shown[-2:]]
     subprocess.run([str(word) for word in report], cwd=ROOT, check=True)
 
 

@@ -41,7 +41,7 @@ def test_one_command_tunes_a_network_and_resumes(tmp_path):
         assert "nan" not in (out / name).read_text()
     chosen = re.search(r"chosen: scale ([\d.]+)", " ".join(notes))[1]
     per_image, _ = read_csv(out / "photos_per_image.csv")
-    crops = len(list((work / "test/lq").iterdir()))
+    crops = len(list((work / "test/lq").glob("*_[01].png")))
     assert len(per_image) == 7 * crops and 4 <= crops <= 8
     # What other programs load is the base with the adapters at that scale
     tuned, lora = load_net(out / "tuned.pth"), load_file(out / "lora.pt")
@@ -55,6 +55,14 @@ def test_one_command_tunes_a_network_and_resumes(tmp_path):
     card = (out / "card.md").read_text()
     assert "| tuned x1 |" in card and f"scale: {chosen}" in card and "{" not in card
     assert (out / "strip.png").is_file() and (out / "report.html").stat().st_size > 1e5
+    assert len(list(out.glob("*_0_*.jpg"))) == 6
+    html = (out / "report.html").read_text()
+    page = json.loads(re.search(r'id="data">(.*?)</script>', html, re.S)[1])
+    best = f"tuned x{chosen}" if float(chosen) else "base"
+    assert [page["sources"][i] for i in page["open"]] == [
+        "base" if float(chosen) else "bicubic", best]
+    assert [image["name"].endswith("_whole") for image in page["images"]] == [
+        True] * 2 + [False] * crops
     # Again: nothing is trained, equal tables
     before = (out / "photos.csv").read_bytes()
     done = run_script("tools.tune", *flags)

@@ -1,0 +1,116 @@
+"""The data of tools/tune.py: photos split by content, crops of them, and their degradations."""
+
+import json
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from models.checkpoint import replacing, sha256
+from models.degradations import apply_degradation, degrade_patch, draw_degradation
+from models.images import PHOTOS, describe_folder, list_images, write_png
+from models.photos import LUMA, photo_size, read_srgb
+from models.progress import progress
+
+CROP = 256  # pixels of the crops of test and validation
+WHOLE = 768  # pixels per side, at most, of the two test photos that the page shows whole, at 100 %
+
+
+def split_photos(files: Iterable[Path]) -> dict[str, list[Path]]:
+    """{"test", "val", "train": files}, by the hash of their content; equal files count once.
+
+    A fifth each, four at least, to test and to validate. Raises ValueError for fewer than twelve.
+    """
+    by_hash = dict(sorted((sha256(file), file) for file in files))
+    ordered, n = list(by_hash.values()), max(4, len(by_hash) // 5)
+    if len(ordered) < 12:
+        raise ValueError(f"{len(ordered)} different photos that can be used; at least 12 are "
+                         "needed: 4 to test, 4 to validate, 4 to train")
+    return {"test": ordered[:n], "val": ordered[n : 2 * n], "train": ordered[2 * n :]}
+
+
+def usable_photos(folder: Path, patch_size: int) -> list[Path]:
+    """The photos that are large enough; lines tell of the others. ValueError names broken ones."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder of photos")
+    files, others = list_images(folder, PHOTOS)
+    sizes = {file: photo_size(file) for file in files}
+    side = max(CROP, patch_size)
+    large = [file for file in files if min(sizes[file]) >= side]
+    small = len(files) - len(large)
+    print(describe_folder(folder, files, others)
+          + (f"; {small} smaller than {side} pixels, left out" if small else ""), flush=True)
+    return large
+
+
+def detailed_corners(image: np.ndarray, count: int = 2) -> list[tuple[int, int]]:
+    """(top, left) of the `count` crops with most detail that do not overlap, multiples of 4."""
+    from paper.noise import window_sums
+
+    luma = image.astype(np.float64) @ LUMA
+    edges = np.abs(np.diff(luma, axis=0, append=luma[-1:])) + np.abs(
+        np.diff(luma, axis=1, append=luma[:, -1:]))
+    step = 32  # pixels
+    found = [(value, y * step, x * step)
+             for (y, x), value in np.ndenumerate(window_sums(edges, CROP, step))]
+    corners: list[tuple[int, int]] = []
+    for _, top, left in sorted(found, reverse=True):
+        if len(corners) < count and all(abs(top - t) >= CROP or abs(left - x) >= CROP
+                                        for t, x in corners):
+            corners.append((top, left))
+    return corners
+
+
+def write_crops(files: list[Path], folder: Path, degradation: str) -> None:
+    """gt/NAME.png and lq/NAME.png of each photo's crops; what is there is kept."""
+    for k, file in enumerate(progress(files, folder.name, unit="photo")):
+        names = [(folder / "gt" / f"{file.stem}_{i}.png", folder / "lq" / f"{file.stem}_{i}.png")
+                 for i in range(2)]
+        if all(name.is_file() for pair in names for name in pair):
+            continue
+        image = read_srgb(file)
+        for i, (top, left) in enumerate(detailed_corners(image)):
+            gt_file, lq_file = names[i]
+            write_png(gt_file, image[top : top + CROP, left : left + CROP])
+            rng = np.random.default_rng((k, i))
+            write_png(lq_file, degrade_patch(image, top, left, CROP, rng, degradation))
+
+
+def write_whole(files: list[Path], folder: Path, degradation: str) -> None:
+    """gt/NAME_whole.png and lq/NAME_whole.png of each photo, reduced if it is larger than WHOLE."""
+    for k, file in enumerate(files):
+        gt_file, lq_file = (folder / kind / f"{file.stem}_whole.png" for kind in ("gt", "lq"))
+        if gt_file.is_file() and lq_file.is_file():
+            continue
+        image = Image.fromarray(read_srgb(file))
+        image.thumbnail((WHOLE, WHOLE), Image.Resampling.LANCZOS)  # never enlarges
+        gt = np.asarray(image)[: image.height // 4 * 4, : image.width // 4 * 4]
+        rng = np.random.default_rng((k, 2))  # the crops have 0 and 1
+        write_png(gt_file, gt)
+        write_png(lq_file, apply_degradation(gt, draw_degradation(rng, degradation), rng))
+
+
+def make_data(parts: dict[str, list[Path]], work: Path, degradation: str) -> None:
+    """work/train with the photos, work/val and work/test with crops."""
+    listing = {name: [f"{file.name} {sha256(file)}" for file in part]
+               for name, part in parts.items()} | {"degradation": degradation}
+    record = work / "split.json"
+    if record.is_file() and json.loads(record.read_text()) != listing:
+        raise ValueError(f"{work}: made of other photos; delete it, or give another --work")
+    (work / "train").mkdir(parents=True, exist_ok=True)
+    for file in parts["train"]:
+        if not (work / "train" / file.name).is_file():
+            with replacing(work / "train" / file.name) as temporary:
+                shutil.copyfile(file, temporary)
+    for part in ("val", "test"):
+        write_crops(parts[part], work / part, degradation)
+    write_whole(parts["test"][:2], work / "test", degradation)
+    with replacing(record) as temporary:
+        temporary.write_text(json.dumps(listing, indent=1))
+
+
+def list_crops(work: Path, part: str = "test") -> list[Path]:
+    """LQ files of the crops of "test" or "val", without the whole photos."""
+    return sorted((work / part / "lq").glob("*_[01].png"))
