@@ -130,6 +130,6 @@ step figures - python -m paper.figures --results $results --sr $results/sr --gt 
 step study $results/study/key.json python -m paper.user_study make --seed "$seed" \
   --a SwinIR-AMO+FT=$results/sr/SwinIR-AMO+FT --b SwinIR-UPos=$results/sr/SwinIR-UPos \
   --out $results/study
-step report - python -m paper.report --results $results --sr $results/sr --runs $runs --gt "$test_gt" \
-  --lq "$test_lq" --images 20 ${shown[@]:+--models "${shown[@]}"} # about 130 MB
+step report - python -m paper.report --results $results --sr $results/sr --runs $runs/ \
+  --gt "$test_gt" --lq "$test_lq" --images 20 ${shown[@]:+--models "${shown[@]}"} # about 130 MB
 [ -n "$matched" ] || refuse "ONLY=$only matches no step; see the head of this file"
