@@ -144,6 +144,6 @@ step study $results/study/key.json python -m paper.user_study make --seed "$seed
   --out $results/study
 step figures - python -m paper.figures --results $results --sr $results/sr --gt "$test_gt" \
   --lq "$test_lq"
-step report - python -m paper.report --results $results --sr $results/sr --runs $runs --gt "$test_gt" \
-  --lq "$test_lq" --images 20 ${shown[@]:+--models "${shown[@]}"} # about 130 MB
+step report - python -m paper.report --results $results --sr $results/sr --runs $runs/ \
+  --gt "$test_gt" --lq "$test_lq" --images 20 ${shown[@]:+--models "${shown[@]}"} # about 130 MB
 [ -n "$matched" ] || refuse "ONLY=$only matches no step; see the head of this file"

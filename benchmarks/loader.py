@@ -31,7 +31,7 @@ from models import degradations
 from models.cache import PixelCache
 from models.dataset import MultiGTDataset, StepBatchSampler
 from models.degradations import apply_degradation, degrade_patch, draw_degradation
-from models.distributed import clean_exit, keep_freed_memory, start_worker
+from models.distributed import clean_exit, keep_freed_memory, start_method, start_worker
 from models.flags import integer, new_parser, number
 from models.hggt import MultiGT, load_sets
 from models.images import read_rgb
