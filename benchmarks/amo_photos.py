@@ -1,8 +1,9 @@
 """A first look at AMO at real size: RealESRGAN_x4plus trained on ground truths made of photographs.
 
-    python -m benchmarks.amo_photos       # after `bash run_all.sh photos`; an hour on 2 CPU cores
+    python -m benchmarks.amo_photos       # after `bash run_all.sh photos`; a quarter of an hour, 2 cores
 
-tools/enhance.py makes three further ground truths of each training photo, at half its size: by
+tools/enhance.py makes three further ground truths of each training photo, at a quarter of its
+sides: by
 RealESRGAN_x4plus and by the two networks that `COMPARE=1 bash run_all.sh photos` tuned, each of
 which enlarges a photo four times and is then reduced again. From RealESRGAN_x4plus, 120 steps each
 learn from the original, from any ground truth, and from the one that Q prefers (AMO). There is no
@@ -34,10 +35,10 @@ RUNS, STEPS = Path("runs/amo_photos"), 120
 SAMPLERS = {"OrigsOnly": "origs_only", "Rand": "rand", "AMO": "amo"}
 
 
-def run(*command: object) -> None:
+def run(*command: object, threads: int = 1) -> None:
     done = subprocess.run([sys.executable, *map(str, command)], stdout=subprocess.DEVNULL,
                           stderr=subprocess.PIPE, text=True,
-                          env=os.environ | {"OMP_NUM_THREADS": "1"})
+                          env=os.environ | {"OMP_NUM_THREADS": str(threads)})
     if done.returncode:
         raise ValueError(f"{command[0]}: {done.stderr[-500:]}")
 
@@ -46,7 +47,7 @@ def make_sets(base: Path) -> None:
     """RUNS/sets: original/ and a folder for each of the three networks."""
     (RUNS / "photos").mkdir(parents=True, exist_ok=True)
     for file in sorted((WORK / "train").glob("*.jpg")):
-        small = Image.fromarray(read_srgb(file)).reduce(2)
+        small = Image.fromarray(read_srgb(file)).reduce(4)
         small.save(RUNS / "photos" / f"{file.stem}.png")
     networks = {"x4plus": base, "adapters": WORK / "lora/net_g_ema.pt",
                 "all_weights": WORK / "full/net_g_ema.pt"}
@@ -58,7 +59,7 @@ def make_sets(base: Path) -> None:
         link.unlink(missing_ok=True)
         link.symlink_to(file.resolve())
     run("-m", "tools.enhance", RUNS / "photos", RUNS / "sets", "--with",
-        *(RUNS / f"{name}.pt" for name in networks))
+        *(RUNS / f"{name}.pt" for name in networks), threads=2)
 
 
 def train(base: Path, row: str) -> None:

@@ -107,11 +107,42 @@ def help_text(name, *subcommand):
 
 def test_the_table_of_photographs_is_the_committed_one():
     rows = {row["model"]: row for row in read_csv(ROOT / "results/photos/photos.csv")[0]}
-    shown = table_rows(section("README.md", "A real network on real photographs"))[1:]
+    shown = table_rows(section("docs/photos.md", "What it gave on `demo/photos`"))[1:]
     assert len(shown) == 5
     for name, *cells in shown:
         row = rows[re.search(r"\(([\w -]+)\)$", name)[1] if "(" in name else name]
         assert cells == [f"{float(row[c]):.{d}f}" for c, d in (("psnr", 2), ("ssim", 3), ("q", 1))]
+
+
+def test_adapters_and_all_weights_at_equal_q_are_those_of_the_committed_table():
+    rows = {(row["method"], row["gain"]): row for row in read_csv(
+        ROOT / "results/photos/equal_q.csv")[0]}
+    page = "A real network on real photographs"
+    shown = table_rows(section("README.md", page))[1:]
+    names = {"RealESRGAN_x4plus (base)": ("base", "0")} | {
+        f"{text}, Q + {gain}": (method, f"{gain}.0") for gain in (10, 15)
+        for text, method in (("adapters", "lora"), ("all weights", "full"))}
+    assert [row[0] for row in shown] == list(names)
+    for name, *cells in shown:
+        row = rows[names[name]]
+        assert cells == [f"{float(row[c]):.{d}f}" for c, d in (
+            ("q", 1), ("psnr", 2), ("ssim", 3), ("structured_noise", 3))], name
+
+    def difference(gain, column, digits):
+        return [f"{float(rows[kind, f'{gain}.0'][column]):.{digits}f}" for kind in (
+            "lora - full", "+- over 4 photos", "+- over 3 seeds")]
+
+    text = one_line(section("README.md", page))
+    mean, photos, seeds = difference(10, "psnr", 2)
+    assert f"{mean} dB more, ± {photos} over the four photos and ± {seeds} over the seeds" in text
+    mean, photos, seeds = difference(10, "structured_noise", 3)
+    assert f"by {mean[1:]} at Q + 10, ± {seeds} over the seeds" in text and f"(± {photos})" in text
+    rest = table_rows(section("docs/photos.md", "Adapters against all weights, at equal Q"))
+    shown = [row for row in rest if row[0].startswith("Q + ")]
+    for gain, row in zip((5, 10, 15), shown, strict=True):
+        assert row == [f"Q + {gain}", *("{} ± {}, {}".format(*difference(gain, column, 3))
+                                        for column in ("psnr", "ssim", "structured_noise",
+                                                       "flat_noise"))]
 
 
 def test_the_readme_is_short():
