@@ -376,7 +376,7 @@ def test_small_photos_are_left_out_and_shrunk_ones_are_means(tmp_path, monkeypat
         args = train_sr.parse_args([*flags, *more])
         train_sr.resolve_args(args)
         assert args.sampler == "origs_only"  # a flat folder's default
-        return train_sr.load_data(args)
+        return train_sr.load_data(args)[0]
 
     sets = load("--patch-size", "32")
     assert sets.names == ["0", "1"] and sets.sizes.tolist() == [[40, 48], [71, 90]]

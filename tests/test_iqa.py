@@ -465,11 +465,12 @@ def test_prefetch_keeps_what_is_there_and_names_what_is_missing(prefetched):
     assert lines[:2] == ["musiq: ready", "vgg19: ready"]
     export = (f"For runs without a network: export TORCH_HOME={prefetched}/torch "
               f"HF_HOME={prefetched}/huggingface HF_HUB_OFFLINE=1")
-    assert lines[2] == lines[7] == export and lines.count(export) == 2  # none if all names failed
-    assert lines[6] == "musiq: ready" and len(lines) == 9
+    assert lines[2] == lines[8] == export and lines.count(export) == 2  # none if all names failed
+    assert lines[7] == "musiq: ready" and len(lines) == 11
     for line, name in zip(lines[3:6], ("lpips", "qalign", "musik"), strict=True):
         assert line.startswith(f"{name}: ") and "tools.prefetch" not in line
-    assert lines[3] == lines[8] and "is missing" in lines[3]
+    assert lines[3] == lines[9] and "is missing" in lines[3] and lines[6] == lines[10]
+    assert lines[6].startswith("https://huggingface.co does not answer, or HF_HUB_OFFLINE is set.")
     assert lines[4] == ("qalign: cannot be downloaded: no connection, or HF_HUB_OFFLINE is set")
 
 
@@ -479,8 +480,8 @@ def test_prefetch_ends_with_exit_code_2_and_a_line_per_problem(tmp_path):
                           capture_output=True, timeout=100)
     assert done.returncode == 2 and done.stdout == ""
     lines = done.stderr.splitlines()
-    assert len(lines) == 2
-    for line in lines:
+    assert len(lines) == 3 and "Run the same command with --into DIR on a machine" in lines[2]
+    for line in lines[:2]:
         assert line.startswith("prefetch.py: vgg19: ") and str(tmp_path) in line
         assert "is missing and cannot be downloaded" in line and "tools.prefetch" not in line
 

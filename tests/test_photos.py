@@ -440,7 +440,7 @@ def test_a_folder_of_photos(ckpt, tmp_path):
     assert f"{photos}/a.png: not a readable photo" in done.stderr
     assert "upscale.py: column musiq is skipped" in done.stderr
     assert "1 of 3 photos failed" in done.stderr
-    assert "100%" in done.stderr and sorted(p.name for p in out.iterdir()) == [
+    assert "\r" not in done.stderr and sorted(p.name for p in out.iterdir()) == [
         "b.png", "c.JPG", "scores.csv"]
     with torch.no_grad():
         sr = net(torch.from_numpy(image.copy()).permute(2, 0, 1)[None] / 255)
@@ -572,7 +572,7 @@ def test_two_processes_share_the_photos(ckpt, tmp_path):
         for text in ("column musiq is skipped", "column topiq is skipped", "d.png: not a read",
                      "c.png: not a read", "1 existing files kept", "2 of 5 photos failed"):
             assert done.stderr.count(text) == 1, done.stderr
-        assert ("3/3 [" if processes else "5/5 [") in done.stderr and "/2 [" not in done.stderr
+        assert "\r" not in done.stderr  # no bar off a terminal
         assert "stopped" not in done.stderr
         if processes:  # torchrun's summary of the ranks
             assert "exitcode  : 1" in done.stderr and "exitcode  : -" not in done.stderr
