@@ -41,8 +41,9 @@ from train_sr import PRESETS
 
 SAMPLERS = ("upos", "sma", "amo")
 SAMPLES, WORKER_SAMPLES = 24, 96  # per timed call
-# ASSUMED: an H100 at 40 % of its bf16 rate, with AMO: 300,000 steps in 8.2 h and in 13.8 h
-STEPS_PER_SECOND = {"swinir": 10.2, "rrdb": 6.0}
+# ASSUMED: an H100 at 40 % of its rates, 989 (bf16) and 67 TFLOP/s (float32, for Q): with AMO at
+# patch 256, 173 and 164 samples/s, 300,000 steps of the paper's batch in 15 h and in 25 h
+STEPS_PER_SECOND = {"swinir": 5.4, "rrdb": 3.4}
 
 
 def plain_read(path: str) -> np.ndarray:

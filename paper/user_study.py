@@ -177,6 +177,7 @@ def make_key(args: argparse.Namespace, names: list[str], digest: str) -> dict:
         rater = f"rater{i + 1:02d}"
         # An image that this rater does not rate; the last of all, where they rate all
         others = np.setdiff1d(np.arange(len(names)), images[i])
+        # ASSUMED: a practice pair that does not count, on a gray page; Sec. 12 tells of neither.
         practice = others[i % len(others)] if len(others) else images[i, -1]
         plan[rater] = {
             "practice": {"id": f"{rater}-practice", "image": names[practice], "left": "ab"[i % 2]},
