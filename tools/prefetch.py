@@ -40,22 +40,31 @@ HALF = 0x01306B47  # ncnn's tag of weights in half precision
 
 
 class Network(NamedTuple):
-    """A public file; sha256 as public sources give it, "" where they give none."""
+    """A public file; sha256, or its start, as public sources give it; file: its name, if not the
+    address's."""
 
     url: str
-    sha256: str = ""
+    sha256: str
+    file: str = ""
 
 
 NETWORKS = {
     "realesrgan_x4plus": Network(
         "https://github.com/xinntao/Real-ESRGAN/releases/download/v0.1.0/RealESRGAN_x4plus.pth",
         "4fa0d38905f75ac06eb49a7951b426670021be3018265fd191d2125df9d682f1"),
-    "swinir_psnr": Network(
-        "https://github.com/JingyunLiang/SwinIR/releases/download/v0.0/"
-        "001_classicalSR_DF2K_s64w8_SwinIR-M_x4.pth"),
     "swinir_gan": Network(
         "https://github.com/JingyunLiang/SwinIR/releases/download/v0.0/"
-        "003_realSR_BSRGAN_DFO_s64w8_SwinIR-M_x4_GAN.pth"),
+        "003_realSR_BSRGAN_DFO_s64w8_SwinIR-M_x4_GAN.pth",
+        "b9afb61e65e04eb7f8aba5095d070bbe9af28df76acd0c9405aeb33b814bcfc6"),
+    # From which stage one starts, under the names that run_all.sh expects
+    "swinir_psnr": Network(
+        "https://github.com/JingyunLiang/SwinIR/releases/download/v0.0/"
+        "001_classicalSR_DF2K_s64w8_SwinIR-M_x4.pth",
+        "4e78e33f22c1aa8a773db0cf4a7381bae97c2362c717f155439ebc690cbd9215", "swinir_psnr.pth"),
+    # BasicSR's ESRGAN_PSNR_SRx4_DF2K_official-150ff491.pth; its name carries the hash's start
+    "esrgan_psnr": Network(
+        "https://drive.usercontent.google.com/download?export=download&confirm=t"
+        "&id=1swaV5iBMFfg-DL6ZyiARztbhutDCWXMM", "150ff491", "esrgan_psnr.pth"),
 }
 ADVICE = f"; on a machine with a network, run: {PREFETCH}"  # in messages: to run this very command
 
@@ -64,7 +73,7 @@ def fetch_network(name: str, folder: str | Path = "weights") -> Path:
     """The file of a public network in `folder`, downloaded if it is missing; `load_net` checks it.
     """
     network = NETWORKS[name]
-    path = Path(folder, os.path.basename(network.url))
+    path = Path(folder, network.file or os.path.basename(network.url))
     half = path.with_name(f"{path.stem}_fp16.pth")
     for present in (path, half):
         if present.is_file():
