@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Lint and tests. Makes .venv and installs the requirements if the current Python lacks them, and
-# Chromium if there is no browser: a test votes on the user study's page in it. The fault tests take
-# some minutes more and are run separately: python -m pytest -n auto tests/faults
+# Chromium if there is no browser: a test votes on the user study's page in it. The fault tests and
+# other long ones take ten minutes more and are run separately: python -m pytest -n auto -m slow tests
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=$(command -v python3 || command -v python) || { echo "tests/run.sh: no Python" >&2; exit 2; }
@@ -16,4 +16,4 @@ if ! command -v chromium chromium-browser google-chrome >/dev/null; then
   fi
 fi
 "$PYTHON" -m ruff check .
-"$PYTHON" -m pytest -q -n auto --dist loadfile --durations=10 --ignore tests/faults tests "$@"
+"$PYTHON" -m pytest -q -n auto --dist loadfile --durations=10 -m "not slow" tests "$@"

@@ -583,8 +583,10 @@ def test_a_signal_stops_all_steps(tmp_path, number):
     main = script(tmp_path, "main", f"""
         import sys
         sys.path.insert(0, {str(ROOT)!r})
+        import signal
         from demo import run
         from models.distributed import clean_exit
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's "&" ignores it
         run.Demo.steps = lambda self: [run.Step("child", (), {child!r})]
         with clean_exit("demo.run"):
             run.main(run.parse_args(["--seeds", "5", "6"]))
@@ -604,6 +606,7 @@ def test_a_signal_stops_all_steps(tmp_path, number):
     assert not (tmp_path / "runs/demo/swinir-seed6").exists()
 
 
+@pytest.mark.slow
 def test_a_row_trains_from_stage_one_by_its_own_commands(demo, tmp_path, monkeypatch, capfd):
     """The first weights, stage one and AMO of the real step list, two steps each, on two sets."""
     monkeypatch.chdir(tmp_path)

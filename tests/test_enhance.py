@@ -233,6 +233,7 @@ def test_enhance_without_spandrel_or_memory(workdir, monkeypatch):
         "out of memory" in text and "--crop 512 and another OUT" in text and "\n" not in text)
 
 
+@pytest.mark.slow
 def test_the_readmes_example(workdir):
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     blocks = re.findall(r"```bash\n(.*?)```", "\n".join(p.read_text() for p in pages), re.S)

@@ -184,6 +184,7 @@ def test_accumulated_gradients_are_those_of_the_batch():
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("net", ["swinir_tiny", "rrdb_tiny"])
 def test_compiled_runs_resume_and_write_plain_checkpoints(folder, train, monkeypatch, net):
     """With a back end that only captures the graphs: what a compiler makes of them is not ours."""

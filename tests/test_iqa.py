@@ -404,6 +404,7 @@ def prefetched(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_runs_with_the_prefetched_folder_try_no_network(prefetched, tmp_path):
     from make_data import make_hggt
 

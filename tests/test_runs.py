@@ -61,6 +61,7 @@ def test_a_short_run_is_warned_of_its_average(base, monkeypatch, capsys):
         assert ("warning: --steps 1 are few for --ema-decay" in capsys.readouterr().err) == warned
 
 
+@pytest.mark.slow
 def test_two_runs_in_one_folder_are_refused_and_a_killed_one_leaves_nothing(base):
     code = ("import sys, time; sys.path.insert(0, sys.argv[1]); from models.run import open_run\n"
             "from pathlib import Path\nopen_run(Path('locked'), {}); print('locked', flush=True)\n"
@@ -123,6 +124,7 @@ def test_changed_data_of_equal_size_and_time_is_another_setting(change, base, tm
         call(train_sr, *flags, "--steps", 3, cwd=tmp_path, monkeypatch=monkeypatch)
 
 
+@pytest.mark.slow
 def test_the_default_start_is_what_the_stage_before_wrote(base, tmp_path):
     tiny = (*TINY, "--data", base / "HGGT", "--steps", 1)
     result = run("train_sr.py", *tiny, "--sampler", "rand", cwd=tmp_path, ok=False)
@@ -228,6 +230,7 @@ def test_validation_scores_the_averaged_network_as_the_tables_do(base, pairs, mo
     assert (base / "valid/log.csv").read_bytes() == (base / "plain5/log.csv").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_guard_goes_back_to_the_last_step_of_equal_fidelity(base, pairs):
     check_guard(base, pairs, processes=0)
 

@@ -251,6 +251,7 @@ def test_stop_and_resume_is_bit_identical(base):
     assert (base / "amo/log.csv").read_bytes() == (base / "resumed/log.csv").read_bytes()
 
 
+@pytest.mark.slow
 def test_two_processes_agree_with_one(base):
     # A low rate for net_d: Adam enlarges the rounding of gradients near zero to a share of it
     flags = (*TINY, "--lr-d", 1e-4, "--sampler", "amo", "--init", "stage1/net_g_ema.pt", "--steps",
@@ -265,6 +266,7 @@ def test_two_processes_agree_with_one(base):
         assert all(abs(float(a[k]) - float(b[k])) < 1e-4 for k in a)
 
 
+@pytest.mark.slow
 def test_training_and_fine_tuning_by_several_metrics(base, monkeypatch, capsys):
     """Sharpness picks the last member; with darkness weighing as much, it is no longer alone."""
     two = ("--sampler", "amo", "--init", "stage1/net_g_ema.pt", "--iqa", "test_train:sharpness",
@@ -292,6 +294,7 @@ def test_training_and_fine_tuning_by_several_metrics(base, monkeypatch, capsys):
     assert np.isfinite(reward).all() and reward[0] != 0 and (folder / "lora.pt").is_file()
 
 
+@pytest.mark.slow
 def test_examples_of_your_own_quality_model(base, tmp_path, monkeypatch):
     text = (ROOT / "docs/quality-models.md").read_text()
     shutil.copy(ROOT / "train_sr.py", tmp_path)  # whose folder is searched for my_iqa.py
@@ -403,6 +406,7 @@ def test_quality_is_scored_once(base, monkeypatch):
     assert (image_quality(args, sets) == first).all()  # from the cache
 
 
+@pytest.mark.slow
 def test_rrdb_stage_two_and_fine_tuning(base):
     tiny = ("--net", "rrdb_tiny", *TINY[2:])
     call(train_sr, *tiny, "--sampler", "upos", "--steps", 2, "--init", "none", "--out", "rrdb",

@@ -201,6 +201,7 @@ def test_a_network_comes_from_its_release_or_from_the_wheel(tmp_path, monkeypatc
 # ------------------------------------------------------------------------- the stand-in
 
 
+@pytest.mark.slow
 def test_the_stand_in_prefers_clean_photographs():
     parts = tune_data.split_photos(tune_data.usable_photos(ROOT / "demo/photos", 128))
     net = photo_quality.q()
