@@ -241,9 +241,13 @@ def fit(
     choose = functools.partial(choose_argmax, iqa=quality)
     if args.fast_amo:
         choose = FastArgmax(in_tf32(quality), quality)
+    validation = None
+    if pairs:  # with a Q of its own where AMO's is compiled, for one size of images
+        scorer = copy.deepcopy(quality) if args.compile else quality
+        validation = Validation(pairs, scorer or reward, args.iqa[0], device)
+        run.check_validation(validation.columns, args.guard)
     if args.compile:
         compile_blocks(net_g, net_d, percep, quality)
-    validation = Validation(pairs, quality or reward, args.iqa[0], device) if pairs else None
     loader = make_loader(args, sets, images, run.done + 1, stage_one)
     if args.rank == 0:
         print(summary(args, net_g, sets, lambdas))

@@ -27,7 +27,7 @@ import torch
 from scipy import stats
 from torch import nn
 
-from models.checkpoint import write_csv
+from models.checkpoint import replacing, write_csv
 from models.distributed import clean_exit
 from models.flags import integer, new_parser, refuse
 from models.images import read_rgb
@@ -89,7 +89,9 @@ def train_and_score(base: str, method: str, lr: float, lambda_q: float, seed: in
             if step:
                 train(base, out, method, lr, lambda_q, seed, step)
             out.mkdir(parents=True, exist_ok=True)
-            np.save(kept, score(load_net(out / "net_g_ema.pt" if step else base), part))
+            scores = score(load_net(out / "net_g_ema.pt" if step else base), part)
+            with replacing(kept) as temporary, open(temporary, "wb") as file:
+                np.save(file, scores)
         scored[step] = np.load(kept)
         gain = (scored[step] - scored[0])[:, COLUMNS.index("q")].mean()
         if gain > GAINS[-1]:
@@ -177,6 +179,9 @@ def write_tables(chosen: dict[str, tuple], paths: dict[tuple, dict[int, np.ndarr
         at = {m: np.stack([at_gain(path, gain) for (k, *_), path in paths.items() if k == m])
               for m in RATES}  # (seeds, crops, COLUMNS)
         for method, scores in at.items():
+            if np.isnan(scores[..., 2]).any():
+                raise ValueError(f"{method}: a seed's Q did not rise by {gain:g} within {MOST} "
+                                 "steps")
             rows.append([method, gain, *cells(np.nanmean(scores, (0, 1)))])
         difference = at["lora"] - at["full"]
         of_photos = np.stack([np.nanmean(difference[:, photos == p], (0, 1))

@@ -75,11 +75,12 @@ class MultiGT:
         height, width = (side // self.shrink * self.shrink for side in image.shape[:2])
         return np.asarray(Image.fromarray(image[:height, :width]).reduce(self.shrink))
 
-    def subset(self, rows: np.ndarray, shrink: int = 1) -> "MultiGT":
-        """The sets of these rows; of a flat folder also smaller images."""
+    def subset(self, rows: np.ndarray, shrink: int | None = None) -> "MultiGT":
+        """The sets of these rows; of a flat folder also smaller images, at 1 / shrink."""
+        shrink = shrink or self.shrink
         return MultiGT(self.root, [self.names[i] for i in rows], [self.paths[i] for i in rows],
                        None if self.labels is None else self.labels[rows],
-                       self.sizes[rows] // shrink, shrink)
+                       self.sizes[rows] // (shrink // self.shrink), shrink)
 
 
 def vote(labels: list[str]) -> str:

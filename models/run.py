@@ -122,6 +122,17 @@ class TrainingRun:
                 break
         interrupt.restore()
 
+    def check_validation(self, columns: Sequence[str], guard: float) -> None:
+        """ValueError if a resumed run cannot go on with its validation; before the first step."""
+        names, before = ",".join(columns), self.extra.get("val_columns")
+        if before not in (None, names):
+            raise ValueError(f"{self.out}: was validated by {before}, not {names}; make the same "
+                             "metrics available, or give another --out")
+        if guard and self.done and "val" not in self.extra:
+            raise ValueError(f"{self.out}: --guard compares with the start, which this run did not "
+                             "validate; give --guard 0, or another --out")
+        self.extra["val_columns"] = names
+
     def validate(self, step: int, validation: Validation, guard: float) -> None:
         """Score the averaged network; every rank calls this, rank 0 scores.
 
@@ -142,8 +153,8 @@ class TrainingRun:
             self.extra["stopped"] = step
         if self.args.rank == 0:
             self.log.validation(validation.columns, rows, passed)
-            fidelity = [validation.fidelity(r[1:]) for r in rows]
-            if step and fidelity[-1] == max(fidelity[1:]):
+            fidelity = [validation.fidelity(r[1:]) for r in rows if r[0]]
+            if step and fidelity[-1] == max(fidelity):
                 save_atomic(ema_checkpoint(merged_state(net_ema), self.args),
                             self.out / "net_g_best.pt")
             if step:
@@ -317,8 +328,8 @@ def load_last(out: Path, settings: dict) -> dict | None:
     if before.get("recipe") != settings.get("recipe"):
         raise ValueError(f"{last}: was trained by another version, whose recipe differs (see "
                          "docs/differences.md); give another --out")
-    if other := [f"--{key.replace('_', '-')} {before.get(key)}, not {value}"
-                 for key, value in settings.items() if before.get(key) != value]:
+    if other := [f"--{key.replace('_', '-')} {before.get(key)}, not {settings.get(key)}"
+                 for key in before | settings if before.get(key) != settings.get(key)]:
         raise ValueError(f"{last}: was trained with {'; '.join(other)}; give another --out")
     return state
 

@@ -86,6 +86,6 @@ class FastArgmax:
         best = rough.topk(min(2, rough.shape[1]), 1).values
         close = ~(best[:, 0] - best[:, -1] > self.bound)  # so that NaN, -inf of both, is close
         choice = rough.argmax(1)
-        if close.any():
-            choice[close] = _quality(gts[close], self.exact).argmax(1)
+        for i in close.nonzero().flatten().tolist():  # one by one: compiled code knows the shape
+            choice[i] = _quality(gts[i : i + 1], self.exact).argmax(1)[0]
         return choice

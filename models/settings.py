@@ -89,6 +89,8 @@ def run_settings(args: argparse.Namespace, data: str) -> dict:
             settings[key] = f"{Path(settings[key]).name} (sha256 {file_digest(settings[key])})"
     settings["iqa"] = "+".join(map(cache_stem, args.iqa)) if uses_quality(args) else None
     settings["perceptual"] = cache_stem(args.perceptual)
+    if args.accumulate == 1:  # as before there was such a flag
+        del settings["accumulate"]
     return settings | {"data": f"of sha256 {data}", "recipe": RECIPE}
 
 

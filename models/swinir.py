@@ -19,6 +19,7 @@ RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K, as in the public code
 MASKED, PUBLIC_MASKED = -1000.0, -100.0
 UPSAMPLERS = ("pixelshuffle", "nearest+conv", "pixelshuffledirect")
 CACHED_MASKS = 4  # sizes; an image's tiles have at most four (inner, right, bottom, corner)
+CUDA_GRID = 2**16  # blocks that the fused attention's kernels can start in one dimension
 LARGEST_KEPT_MASK = 2**24  # values, 64 MiB: the mask of 512 x 512 LQ pixels
 
 
@@ -155,7 +156,8 @@ class WindowAttention(nn.Module):
         bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)
         if mask is not None:
             bias = bias + mask[:, None]  # (windows, heads, tokens, tokens)
-        attention = fused_attention if x.is_cuda else plain_attention
+        fits = b * n * self.num_heads < CUDA_GRID
+        attention = fused_attention if x.is_cuda and fits else plain_attention
         x = attention(self.scale * q, k, v, bias)
         return self.proj(x.transpose(2, 3).reshape(b, n, t, c))  # (B, windows, tokens, C)
 

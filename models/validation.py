@@ -93,7 +93,7 @@ def hold_out(sets: MultiGT, count: int, out: str) -> tuple[MultiGT, MultiGT]:
         raise ValueError(f"--val {count}: {sets.root} has {len(files)} images; hold out fewer")
     hashes = file_hashes(files, score_folder(sets, out))
     order = np.array(sorted(range(len(files)), key=lambda i: str(hashes[files[i]])))
-    return tuple(sets.subset(np.sort(rows), sets.shrink) for rows in (order[count:], order[:count]))
+    return sets.subset(np.sort(order[count:])), sets.subset(np.sort(order[:count]))
 
 
 def make_pairs(sets: MultiGT, size: int, degrade: Callable[..., np.ndarray]) -> list[Pair]:

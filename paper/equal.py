@@ -58,6 +58,7 @@ def mean_quality(net: nn.Module, lqs: list[Tensor], metric: nn.Module) -> float:
 
 def main(args: argparse.Namespace) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.backends.cudnn.allow_tf32 = False  # as in evaluate.py
     if not args.lq.is_dir() or not (files := list_images(args.lq)[0]):
         raise FileNotFoundError(f"--lq {args.lq}: no folder with PNG images")
     lqs = [as_tensor(read_rgb(file), device) for file in files]

@@ -547,7 +547,13 @@ def test_a_gpu_takes_the_fused_attention(monkeypatch, device, expected):
     monkeypatch.setattr(torch.nn.init, "trunc_normal_", lambda x, **_: x)  # looks at values
     monkeypatch.setattr(swinir, expected, lambda q, k, v, bias: 0 * v)  # the other would refuse
     monkeypatch.setattr(swinir, ({"plain_attention", "fused_attention"} - {expected}).pop(), None)
-    with FakeTensorMode(), torch.device(device):
+    mode = FakeTensorMode()
+    with mode, torch.device(device):
         attention = swinir.WindowAttention(60, 8, 2)
         x = attention(torch.rand(2, 4, 64, 60), swinir.shifted_window_mask(16, 16, 8))
     assert x.shape == (2, 4, 64, 60)
+    # More blocks than a kernel can start in one dimension: a photo of a megapixel
+    monkeypatch.setattr(swinir, "plain_attention", lambda q, k, v, bias: 0 * v)
+    monkeypatch.setattr(swinir, "fused_attention", None)
+    with mode, torch.device(device):
+        assert attention(torch.rand(1, 2**15, 64, 60), None).shape == (1, 2**15, 64, 60)

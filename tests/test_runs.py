@@ -17,7 +17,9 @@ from test_train import TINY, call, read_log, run
 
 import finetune_lora
 import train_sr
+from models import validation
 from models.checkpoint import load_file, read_csv, read_state, save_atomic
+from models.hggt import load_sets
 from models.rrdb import RRDBNet
 from models.swinir import SwinIR
 from models.validation import read_pairs
@@ -309,6 +311,30 @@ def test_samples_show_the_same_crops_after_every_step(base, pairs, monkeypatch):
             (lq, gt), *_ = read_pairs(*(str(base / f) for f in more[1:3]))
             assert (first[24 : 24 + 32, 64:96] == gt[16:48, 16:48]).all()
             assert (first[24 : 24 + 32, 0:32] == lq[4:12, 4:12].repeat(4, 0).repeat(4, 1)).all()
+
+
+def test_validation_may_begin_at_a_resume_but_not_with_a_guard(base, pairs, monkeypatch):
+    guarded = (*RAND, "--out", "guarded", "--guard", 1, "--val-every", 2)
+    call(train_sr, *guarded, "--steps", 2, cwd=base)
+    with pytest.raises(ValueError, match="guarded: --guard compares with the start, which this"):
+        call(train_sr, *guarded, *pairs, "--steps", 4, cwd=base)
+    flags = (*RAND, "--out", "later", "--val-every", 2)
+    call(train_sr, *flags, "--steps", 2, cwd=base)
+    call(train_sr, *flags, *pairs, "--steps", 4, cwd=base)
+    assert [row["step"] for row in read_log(base / "later/val.csv")] == ["4"]
+    assert (base / "later/net_g_best.pt").is_file()
+    # Columns that come later would not compare
+    monkeypatch.setattr(validation, "SECOND", {"piqe": "piqe"})
+    with pytest.raises(ValueError, match="later: was validated by psnr,ssim,q, not psnr,ssim,"):
+        call(train_sr, *flags, *pairs, "--steps", 6, cwd=base)
+
+
+def test_shrunk_photos_can_be_held_out(base):
+    sets = load_sets(base / "HGGT/Train/images/0-4/original").subset(np.arange(4), 2)
+    rest, held_out = validation.hold_out(sets, 1, str(base))
+    for part, count in ((rest, 3), (held_out, 1)):
+        assert part.sizes.tolist() == [[32, 32]] * count
+        assert part.read(part.paths[0][0]).shape == (32, 32, 3)
 
 
 def test_bad_validation_data_are_refused_at_the_start(base, pairs, tmp_path, monkeypatch):

@@ -89,10 +89,7 @@ def estimate(args: argparse.Namespace, net: nn.Module, device: torch.device) -> 
 
 
 def tune(args: argparse.Namespace, out: Path, *flags: str) -> None:
-    """Fine-tune into `out`, unless it is finished. ValueError if it fails."""
-    if (out / "net_g_ema.pt").is_file():
-        print(f"{out}: finished")
-        return
+    """Fine-tune into `out`, or resume. ValueError if it fails, or was run with other settings."""
     val = [str(args.work / "val" / kind) for kind in ("lq", "gt")]
     command = [
         sys.executable, "finetune_lora.py", "--data", str(args.work / "train"), "--init",

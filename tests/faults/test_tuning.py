@@ -66,7 +66,7 @@ def test_one_command_tunes_a_network_and_resumes(tmp_path):
     # Again: nothing is trained, equal tables
     before = (out / "photos.csv").read_bytes()
     done = run_script("tools.tune", *flags)
-    assert done.returncode == 0 and done.stdout.count(": finished") == 3, done.stderr[-2000:]
+    assert done.returncode == 0 and done.stdout.count("resuming ") == 3, done.stderr[-2000:]
     assert (out / "photos.csv").read_bytes() == before
     # Other photos in the same work folder
     (photos / "photo00.png").unlink()
