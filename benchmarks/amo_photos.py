@@ -8,6 +8,8 @@ Each enlarges a photo four times, which is then reduced again. From RealESRGAN_x
 each learn from the original, from any ground truth, and from the one that Q prefers (AMO). There is
 no discriminator, as none has been trained against this network. Rerun the same command to resume.
 
+It has been run up to the ground truths alone; results/photos has no amo.csv yet.
+
 Out: results/photos/amo.csv, the test photos' scores and the share of each ground truth.
 """
 
