@@ -371,11 +371,13 @@ class TrainingLog:
         if self.board is None:
             try:
                 from torch.utils.tensorboard import SummaryWriter
+                from torch.utils.tensorboard.summary import hparams
             except ImportError:
                 self.board = False
             else:
                 self.board = SummaryWriter(self.out / "tensorboard", purge_step=self.done + 1)
-                self.board.add_hparams(self.hparams, {}, run_name=".")
+                for part in hparams(self.hparams, {}):  # add_hparams would open a second file
+                    self.board.file_writer.add_summary(part)
         return self.board or None
 
     def row(self, step: int, lr: float, values: Sequence[float]) -> None:

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -364,8 +365,10 @@ def test_tensorboard_forgets_what_a_resume_takes_back(base, monkeypatch):
              "--out", "board", "--log-every", 1)
     call(train_sr, *flags, "--steps", 2, cwd=base, monkeypatch=monkeypatch)
     before = load_file(base / "board/last.pt")
+    time.sleep(1.1)
     call(train_sr, *flags, "--steps", 4, cwd=base, monkeypatch=monkeypatch)
     torch.save(before, base / "board/last.pt")  # as if the second run had been killed
+    time.sleep(1.1)  # files are read by name: second, process, count, of which 10 is before 9
     call(train_sr, *flags, "--steps", 6, cwd=base, monkeypatch=monkeypatch)
     scalars, images = board(base / "board")
     assert list(scalars["loss/l_pix"]) == [1, 2, 3, 4, 5, 6] and images == [1, 2, 4, 6]
