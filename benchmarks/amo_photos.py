@@ -15,16 +15,13 @@ Out: results/photos/amo.csv, the test photos' scores and the share of each groun
 
 import argparse
 import csv
-import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from benchmarks.equal_q import COLUMNS, RESULTS, WORK, Q, cells, score
+from benchmarks.equal_q import COLUMNS, RESULTS, WORK, Q, cells, run, score
 from models.checkpoint import write_csv
 from models.distributed import clean_exit
 from models.flags import integer, new_parser
@@ -34,14 +31,6 @@ from tools.prefetch import fetch_network
 
 RUNS, STEPS = Path("runs/amo_photos"), 120
 SAMPLERS = {"OrigsOnly": "origs_only", "Rand": "rand", "AMO": "amo"}
-
-
-def run(*command: object, threads: int = 1) -> None:
-    done = subprocess.run([sys.executable, *map(str, command)], stdout=subprocess.DEVNULL,
-                          stderr=subprocess.PIPE, text=True,
-                          env=os.environ | {"OMP_NUM_THREADS": str(threads)})
-    if done.returncode:
-        raise ValueError(f"{command[0]}: {done.stderr[-500:]}")
 
 
 def make_sets(base: Path) -> None:

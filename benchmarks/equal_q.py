@@ -31,7 +31,7 @@ from models.checkpoint import replacing, write_csv
 from models.distributed import clean_exit
 from models.flags import integer, new_parser, refuse
 from models.images import read_rgb
-from models.metrics import as_image, as_tensor, load_metrics, rounded
+from models.metrics import as_image, as_tensor, load_metrics, rounded, score_pair
 from models.weights import load_net
 from paper.noise import best_window, gradient, high_pass, structured_noise, window_sums
 from tools.prefetch import fetch_network
@@ -68,9 +68,7 @@ def score(net: nn.Module, part: str) -> list[list[float]]:
         lq, gt = read_rgb(file), read_rgb(WORK / part / "gt" / file.name)
         with torch.no_grad():
             sr = rounded(net(as_tensor(lq, cpu)))
-            target = as_tensor(gt, cpu)
-            row = [(metric(sr, target) if kind == "fr" else metric(sr)).item()
-                   for kind, metric in metrics.values()]
+            row = score_pair(metrics, sr, as_tensor(gt, cpu))
         image = as_image(sr)
         rows.append([*row, structured_noise(high_pass(image), high_pass(gt)),
                      flat_noise(image, gt)])
@@ -101,25 +99,27 @@ def train_and_score(base: str, method: str, lr: float, lambda_q: float, seed: in
 
 def train(base: str, out: Path, method: str, lr: float, lambda_q: float, seed: int, steps: int
           ) -> None:
-    command = [
-        sys.executable, "finetune_lora.py", "--data", WORK / "train", "--init", base, "--sampler",
-        "origs_only", "--iqa", Q, "--perceptual", "laplacian", "--batch-size", CPU["batch_size"],
-        "--patch-size", CPU["patch_size"], "--ema-decay", CPU["ema_decay"], "--lr", lr,
-        "--lambda-q", lambda_q, "--seed", seed, "--steps", steps, "--num-workers", 0,
-        "--sample-every", 0, "--log-every", EVERY, "--out", out, *["--full"] * (method == "full")]
-    done = subprocess.run([str(word) for word in command], stdout=subprocess.DEVNULL,
+    run("finetune_lora.py", "--data", WORK / "train", "--init", base, "--sampler", "origs_only",
+        "--iqa", Q, "--perceptual", "laplacian", "--batch-size", CPU["batch_size"], "--patch-size",
+        CPU["patch_size"], "--ema-decay", CPU["ema_decay"], "--lr", lr, "--lambda-q", lambda_q,
+        "--seed", seed, "--steps", steps, "--num-workers", 0, "--sample-every", 0, "--log-every",
+        EVERY, "--out", out, *["--full"] * (method == "full"))
+
+
+def run(*command: object, threads: int = 1) -> None:
+    """Run Python with these arguments, quietly. ValueError with the end of its messages."""
+    done = subprocess.run([sys.executable, *map(str, command)], stdout=subprocess.DEVNULL,
                           stderr=subprocess.PIPE, text=True,
-                          env=os.environ | {"OMP_NUM_THREADS": "1"})
+                          env=os.environ | {"OMP_NUM_THREADS": str(threads)})
     if done.returncode:
-        raise ValueError(f"{out}: {done.stderr[-500:]}")
+        raise ValueError(f"{command[0]}: {done.stderr[-500:]}")
 
 
 def at_gain(path: dict[int, np.ndarray], gain: float) -> np.ndarray:
     """Scores (crops, COLUMNS) where the mean Q has risen by `gain`, interpolated; NaN: never."""
-    steps = list(path)
-    q = [path[step][:, COLUMNS.index("q")].mean() - gain for step in steps]
+    q = {step: scores[:, COLUMNS.index("q")].mean() for step, scores in path.items()}
     target = q[0] + gain
-    for (a, qa), (b, qb) in itertools.pairwise(zip(steps, q, strict=True)):
+    for (a, qa), (b, qb) in itertools.pairwise(q.items()):
         if qa < target <= qb:
             t = (target - qa) / (qb - qa)
             return (1 - t) * path[a] + t * path[b]

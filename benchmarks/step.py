@@ -229,6 +229,14 @@ def make_dataset(root: Path, net: str, patch: int, amo: bool) -> MultiGTDataset:
                                                                      setting=setting))
 
 
+def make_batch(args: argparse.Namespace, net: str, root: Path) -> tuple[MultiGTDataset, dict]:
+    """AMO's samples, and the first batch of them."""
+    cuda = args.device.type == "cuda"
+    size = args.batch_size or ({"swinir": 8, "rrdb": 12}[net] if cuda else 1)
+    dataset = make_dataset(root, net, args.patch_size, True)
+    return dataset, default_collate([dataset[n] for n in range(size)])
+
+
 @torch.no_grad()
 def argmax_flips(root: Path, count: int, patch: int, device: torch.device) -> list[str]:
     """How often AMO's choice by rounded scores differs from that by float32, over `count` draws."""
@@ -256,9 +264,8 @@ def argmax_flips(root: Path, count: int, patch: int, device: torch.device) -> li
 def time_net(args: argparse.Namespace, net: str, root: Path, variants: list[str]) -> list[list]:
     """Rows of one network: a step of the baseline and of each variant, then the parts of a step."""
     cuda, clock = args.device.type == "cuda", "cuda" if args.device.type == "cuda" else "wall"
-    size = args.batch_size or ({"swinir": 8, "rrdb": 12}[net] if cuda else 1)
-    dataset = make_dataset(root, net, args.patch_size, True)
-    batch = default_collate([dataset[n] for n in range(size)])
+    dataset, batch = make_batch(args, net, root)
+    size = len(batch["lq"])
     steps = {name: Step(args, net, batch, frozenset()) for name in ("amo", "amo again")}
     steps |= {name: Step(args, net, batch, frozenset([name]))
               for name in variants if net == "swinir" or name != "attention"}
@@ -297,9 +304,7 @@ def time_alone(args: argparse.Namespace, net: str, variant: str) -> list[list]:
 
 def print_alone(args: argparse.Namespace, net: str, root: Path) -> None:
     """Median, minimum and maximum of one variant."""
-    size = args.batch_size or ({"swinir": 8, "rrdb": 12}[net] if args.device.type == "cuda" else 1)
-    dataset = make_dataset(root, net, args.patch_size, True)
-    batch = default_collate([dataset[n] for n in range(size)])
+    _, batch = make_batch(args, net, root)
     step = Step(args, net, batch, frozenset({args.alone} - {"amo"}))
     cuda = args.device.type == "cuda"
     seconds = abba({args.alone: step}, args.repeats, "cuda" if cuda else "wall",

@@ -138,6 +138,12 @@ def load_metric(metric: str, device: torch.device) -> tuple[str, Callable]:
     return "fr", compare
 
 
+def score_pair(metrics: dict[str, tuple[str, Callable]], sr: Tensor, gt: Tensor) -> list[float]:
+    """Scores of one SR image by the metrics of `load_metrics`; sr, gt: (1, 3, H, W) in [0, 1]."""
+    return [(metric(sr, gt) if kind == "fr" else metric(sr)).item()
+            for kind, metric in metrics.values()]
+
+
 def load_metrics(
     specs: dict[str, str], device: torch.device
 ) -> tuple[dict[str, tuple[str, Callable]], dict[str, str], list[str]]:

@@ -17,7 +17,7 @@ from models.flags import refuse
 from models.hggt import MultiGT
 from models.images import read_rgb
 from models.iqa import precision
-from models.metrics import as_tensor, load_metrics, rounded
+from models.metrics import as_tensor, load_metrics, rounded, score_pair
 from models.quality import score_folder
 from models.scores import file_hashes
 from models.testset import find_hggt_test
@@ -53,9 +53,7 @@ class Validation:
         with precision(tf32=False):
             for lq, gt in self.pairs:
                 sr = rounded(net(as_tensor(lq, self.device)))
-                target = as_tensor(gt, self.device)
-                row = [(metric(sr, target) if kind == "fr" else metric(sr)).item()
-                       for kind, metric in self.metrics.values()]
+                row = score_pair(self.metrics, sr, as_tensor(gt, self.device))
                 rows.append(row + ([] if self.quality is None else [self.quality(sr).item()]))
         return np.mean(rows, 0).tolist()
 

@@ -48,7 +48,7 @@ from models.distributed import clean_exit
 from models.export import write_card, write_weights
 from models.flags import SEED, integer, new_parser, number, perceptual, refuse
 from models.images import read_rgb, write_png
-from models.metrics import as_image, as_tensor, load_metrics, rounded
+from models.metrics import as_image, as_tensor, load_metrics, rounded, score_pair
 from models.progress import progress
 from models.rrdb import RRDBNet
 from models.swinir import SwinIR
@@ -149,9 +149,7 @@ def score_rows(args: argparse.Namespace, rows: dict[str, Callable[[Tensor], Tens
             lq, gt = (as_tensor(read_rgb(f), device)
                       for f in (file, args.work / "test/gt" / file.name))
             sr = enlarge_to(args.work / "sr" / row / file.name, enlarge, lq)
-            table[row].append([
-                (metric(sr, gt) if kind == "fr" else metric(sr)).item()
-                for kind, metric in metrics.values()])
+            table[row].append(score_pair(metrics, sr, gt))
     return list(metrics), table
 
 
@@ -291,11 +289,12 @@ def main(args: argparse.Namespace) -> None:
     columns, table = score_rows(args, rows, device)
     val, _ = read_csv(lora / "val.csv")
     kept = kept_step(lora, args.steps)
+    base = f"{Path(args.init).name} sha256 {file_digest(args.init)}"
     notes = [
         f"{args.photos}: {len(parts['test'])} test photos, two crops of {CROP} pixels each, "
         f"degraded as {DEGRADATIONS.get(kind, 'two_round')}; RGB, 8 bit, 4-pixel border cropped "
         "for full reference",
-        f"base: {Path(args.init).name} sha256 {file_digest(args.init)}; tuned xS: its adapters "
+        f"base: {base}; tuned xS: its adapters "
         f"times S; Q: {args.q}, which the reward raises, so it judges nothing",
         f"trained for {val[-1]['step']} steps, of which the guard kept {kept} (val.csv); lr "
         f"{args.lr:g}, lambda_Q {args.lambda_q:g}, seed {args.seed}; guard {args.guard:g} dB; "
@@ -318,8 +317,7 @@ def main(args: argparse.Namespace) -> None:
             lq = as_tensor(read_rgb(file), device)
             enlarge_to(args.work / "sr" / row / file.name, rows[row], lq)
     write_pictures(args, parts["test"], best)
-    about = {"base": notes[1].split(";")[0].removeprefix("base: "), "steps": str(kept),
-             "data": f"{len(parts['train'])} photos"}
+    about = {"base": base, "steps": str(kept), "data": f"{len(parts['train'])} photos"}
     write_tuned_card(args, kind.__name__, about, chosen, lines, columns, table)
     report = [sys.executable, "-m", "paper.report", "--results", args.out, "--sr",
               args.work / "sr", "--gt", args.work / "test/gt", "--lq", args.work / "test/lq",
