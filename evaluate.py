@@ -408,7 +408,9 @@ def main(args: argparse.Namespace) -> None:
             rows[row] = gold_standard(images, columns, sha256, device)
         else:
             rows[row] = score_model(row, models[row], images, columns, sha256, args.save_sr, device)
-            notes.append(f"row {row}: weights sha256 {sha256[models[row]][:12]}")
+            config = Path(models[row]).with_name("config.json")
+            notes.append(f"row {row}: weights sha256 {sha256[models[row]][:12]}"
+                         + f", settings in {config.as_posix()}" * config.is_file())
         if rank == 0:
             table = write_tables(out, names, sets.names, rows, heads, notes)
     cleanup()

@@ -296,9 +296,9 @@ def main(args: argparse.Namespace) -> None:
         "for full reference",
         f"base: {base}; tuned xS: its adapters "
         f"times S; Q: {args.q}, which the reward raises, so it judges nothing",
-        f"trained for {val[-1]['step']} steps, of which the guard kept {kept} (val.csv); lr "
-        f"{args.lr:g}, lambda_Q {args.lambda_q:g}, seed {args.seed}; guard {args.guard:g} dB; "
-        f"chosen: scale {chosen:g}", *lines,
+        f"trained for {val[-1]['step']} steps, of which the guard kept {kept} (val.csv), with the "
+        f"settings in config.json; lr {args.lr:g}, lambda_Q {args.lambda_q:g}, seed {args.seed}; "
+        f"guard {args.guard:g} dB; chosen: scale {chosen:g}", *lines,
     ]
     write_table(args, columns, table, notes)
 
