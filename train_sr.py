@@ -206,21 +206,10 @@ def fit(
     device, preset = args.device, PRESETS[args.net]
     cuda = device.type == "cuda"
 
-    # Networks
-    net_g.to(device, memory_format=torch.channels_last).train()  # up to twice as fast, CPU too
-    net_ema = copy.deepcopy(net_g).eval().requires_grad_(False)
-    adam = functools.partial(torch.optim.Adam, betas=(0.9, 0.99), fused=device.type != "mps")
-    optim_g = adam([p for p in net_g.parameters() if p.requires_grad], lr=args.lr)
-    net_d = optim_d = None
-    if args.lambda_a > 0:
-        torch.manual_seed(args.seed)
-        net_d = build_discriminator(args.net, args.init_d)
-        net_d.to(device, memory_format=torch.channels_last)
-        optim_d = adam(net_d.parameters(), lr=args.lr_d)
+    # Networks and losses
+    net_ema, net_d, optim_g, optim_d = make_networks(args, net_g)
     ddp_g, ddp_d = wrap(net_g, args), wrap(net_d, args)  # for the gradients; the bare ones else
     set_backends(args)
-
-    # Losses
     percep = perceptual_loss(args) if args.lambda_p > 0 else None
     lambdas = {"l_pix": args.lambda_l1, "l_percep": args.lambda_p, "l_adv": args.lambda_a,
                "l_iqa": lambda_q}
@@ -241,11 +230,7 @@ def fit(
     choose = functools.partial(choose_argmax, iqa=quality)
     if args.fast_amo:
         choose = FastArgmax(in_tf32(quality), quality)
-    validation = None
-    if pairs:  # with a Q of its own where AMO's is compiled, for one size of images
-        scorer = copy.deepcopy(quality) if args.compile else quality
-        validation = Validation(pairs, scorer or reward, args.iqa[0], device)
-        run.check_validation(validation.columns, args.guard)
+    validation = make_validation(args, pairs, quality, reward, run)
     if args.compile:
         compile_blocks(net_g, net_d, percep, quality)
     loader = make_loader(args, sets, images, run.done + 1, stage_one)
@@ -355,6 +340,36 @@ def build_discriminator(net: str, init: str | None) -> nn.Module:
     if init:
         load_discriminator(net_d, init)
     return net_d
+
+
+def make_networks(
+    args: argparse.Namespace, net_g: nn.Module
+) -> tuple[nn.Module, nn.Module | None, torch.optim.Optimizer, torch.optim.Optimizer | None]:
+    """The average of net_g, the discriminator and both optimisers; all are on the device."""
+    net_g.to(args.device, memory_format=torch.channels_last).train()  # up to 2x as fast, CPU too
+    net_ema = copy.deepcopy(net_g).eval().requires_grad_(False)
+    adam = functools.partial(torch.optim.Adam, betas=(0.9, 0.99), fused=args.device.type != "mps")
+    optim_g = adam([p for p in net_g.parameters() if p.requires_grad], lr=args.lr)
+    if args.lambda_a == 0:
+        return net_ema, None, optim_g, None
+    torch.manual_seed(args.seed)
+    net_d = build_discriminator(args.net, args.init_d)
+    net_d.to(args.device, memory_format=torch.channels_last)
+    return net_ema, net_d, optim_g, adam(net_d.parameters(), lr=args.lr_d)
+
+
+def make_validation(
+    args: argparse.Namespace, pairs: list[Pair], quality: nn.Module | None,
+    reward: nn.Module | None, run: TrainingRun,
+) -> Validation | None:
+    """The validation on `pairs`, by AMO's quality model or the reward's; None without pairs."""
+    if not pairs:
+        return None
+    # Once compiled, AMO's serves one size of images
+    scorer = copy.deepcopy(quality) if args.compile else quality
+    validation = Validation(pairs, scorer or reward, args.iqa[0], args.device)
+    run.check_validation(validation.columns, args.guard)
+    return validation
 
 
 def perceptual_loss(args: argparse.Namespace) -> Callable[[Tensor, Tensor], Tensor]:
@@ -581,7 +596,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="average over fewer steps at first: decay (1 + step) / (10 + step), at most "
         "--ema-decay; for short runs")
     add("--val", nargs="+", type=folder_or_count, metavar="LQ GT|N", help="what to score the "
-        "averaged network on (val.csv): folders of PNGs, LQ a quarter of GT's size, or the centres "
+        "averaged network on: folders of PNGs, LQ a quarter of GT's size, or the centres "
         "of N images of a flat folder, which are then not trained on")
     add("--val-every", type=integer(1), default=5000, help="steps between validations")
     add("--guard", type=number(0, 100), default=0.0,

@@ -31,7 +31,6 @@ from tqdm import tqdm
 
 from models.checkpoint import (
     check_finite,
-    errors_named,
     load_file,
     lock,
     not_finite,
@@ -102,6 +101,9 @@ class TrainingRun:
                     if row[0] % args.log_every == 0 or row[0] == self.done == args.steps]
             write_config(self.out, args, settings)
             self.log = TrainingLog(self.out, ["step", "lr", *columns], rows, self.done, settings)
+            if "val" in self.extra:
+                self._log_validations()
+            self.log.write()
 
     def steps(self, loader: Iterable, describe: Callable[[int], str]) -> Iterator[tuple[int, dict]]:
         """(step, batch) from self.done + 1 to args.steps; saves, and stops on a signal or NaN.
@@ -144,15 +146,17 @@ class TrainingRun:
         row = from_rank_zero(lambda: [step, *validation(net_ema)])
         before = self.extra.get("val")
         rows = [*(before.tolist() if before is not None else ()), row]
-        self.extra["val"] = torch.tensor(rows, dtype=torch.float64)
         passed = [not guard or validation.passes(r[1:], rows[0][1:], guard) for r in rows]
+        self.extra["val"] = torch.tensor(rows, dtype=torch.float64)
+        self.extra["passed"] = torch.tensor(passed)
         if passed[-1]:
             self.extra["good"] = {k: v.detach().cpu().clone()
                                   for k, v in net_ema.state_dict().items()}
         if not any(passed[-2:]):
             self.extra["stopped"] = step
         if self.args.rank == 0:
-            self.log.validation(validation.columns, rows, passed)
+            self._log_validations()
+            self.log.validated(step)
             fidelity = [validation.fidelity(r[1:]) for r in rows if r[0]]
             if step and fidelity[-1] == max(fidelity):
                 save_atomic(ema_checkpoint(merged_state(net_ema), self.args),
@@ -162,7 +166,13 @@ class TrainingRun:
             if self.extra.get("stopped"):
                 kept = max(r[0] for r, ok in zip(rows, passed, strict=True) if ok)
                 tqdm.write(f"{self.out}: stopped at step {step}, as fidelity fell; the result is "
-                           f"that of step {kept:.0f} (val.csv)")
+                           f"that of step {kept:.0f} (log.csv)")
+
+    def _log_validations(self) -> None:
+        """Give the log all validations so far, from what last.pt keeps."""
+        columns = [*self.extra["val_columns"].split(","), "passed"]
+        rows = torch.column_stack([self.extra["val"], self.extra["passed"]]).tolist()
+        self.log.val = {int(step): dict(zip(columns, row, strict=True)) for step, *row in rows}
 
     def restore_good(self) -> None:
         """The averaged network of the last validation that passed, if there was any."""
@@ -352,6 +362,7 @@ class TrainingLog:
     rows:   of log.csv so far, from last.pt; the file itself is not read
     done:   the step that the run resumes after
     hparams: the run's settings, for TensorBoard
+    val:    {step: {column: score}}, the validations, columns val_... of log.csv
     """
 
     def __init__(self, out: Path, header: Sequence[str], rows: list[list[float]], done: int,
@@ -359,12 +370,20 @@ class TrainingLog:
         self.out, self.header, self.rows, self.done = out, header, rows, done
         self.hparams = {key: value if isinstance(value, int | float | str) else str(value)
                         for key, value in hparams.items()}
-        self.path, self.board = out / "log.csv", None
-        write_csv(self.path, header, map(self._cells, rows))
+        self.val: dict[int, dict[str, float]] = {}
+        self.board = None
 
-    @staticmethod
-    def _cells(row: Sequence[float]) -> list[str]:
-        return [f"{row[0]:.0f}", f"{row[1]:g}", *(f"{value:.6g}" for value in row[2:])]
+    def write(self) -> None:
+        """log.csv: a row per step that has losses, validation or both; empty cells where not."""
+        losses = {int(step): [f"{lr:g}", *(f"{value:.6g}" for value in values)]
+                  for step, lr, *values in self.rows}
+        columns = list(next(iter(self.val.values()), {}))
+        rows = []
+        for step in sorted(losses | self.val):
+            scores = [f"{value:.6g}" for value in self.val.get(step, {}).values()]
+            rows.append([step, *(losses.get(step) or [""] * (len(self.header) - 1)),
+                         *(scores or [""] * len(columns))])
+        write_csv(self.out / "log.csv", [*self.header, *(f"val_{c}" for c in columns)], rows)
 
     def _writer(self) -> "SummaryWriter | None":
         """Started at the first row, after the data workers were forked: it starts a thread."""
@@ -382,8 +401,7 @@ class TrainingLog:
 
     def row(self, step: int, lr: float, values: Sequence[float]) -> None:
         self.rows.append([step, lr, *values])
-        with errors_named(self.path), open(self.path, "a", encoding="utf-8") as file:
-            file.write(",".join(self._cells(self.rows[-1])) + "\n")
+        self.write()
         if board := self._writer():
             for name, value in zip(self.header[1:], (lr, *values), strict=True):
                 kind, _, rest = name.partition("_")  # l_pix, share_0, lr
@@ -391,15 +409,11 @@ class TrainingLog:
                 board.add_scalar(tag, value, step)
             board.flush()
 
-    def validation(self, columns: Sequence[str], rows: Sequence[Sequence[float]],
-                   passed: Sequence[bool]) -> None:
-        """Write val.csv, all rows: the step, the columns, whether it passed the guard."""
-        write_csv(self.out / "val.csv", ["step", *columns, "passed"],
-                  [[f"{row[0]:.0f}", *(f"{value:.6g}" for value in row[1:]), int(ok)]
-                   for row, ok in zip(rows, passed, strict=True)])
+    def validated(self, step: int) -> None:
+        self.write()
         if board := self._writer():
-            for name, value in zip(columns, rows[-1][1:], strict=True):
-                board.add_scalar(f"val/{name}", value, int(rows[-1][0]))
+            for name, value in self.val[step].items():
+                board.add_scalar(f"val/{name}", value, step)
 
     def images(self, step: int, image: np.ndarray) -> None:
         """image: uint8 (H, W, 3)"""

@@ -22,7 +22,7 @@ from models.quality import score_folder
 from models.scores import file_hashes
 from models.testset import find_hggt_test
 
-FIDELITY = {"psnr": "psnr", "ssim": "ssim", "lpips": "lpips"}  # columns of val.csv
+FIDELITY = {"psnr": "psnr", "ssim": "ssim", "lpips": "lpips"}  # val_... in log.csv
 SECOND = {"topiq_nr": "topiq_nr"}  # a quality model that has no part in training
 LPIPS_SLACK = 1.02  # by which LPIPS may rise
 
@@ -142,10 +142,13 @@ def sample_image(lq: Tensor, sr: Tensor, gt: Tensor, title: str) -> np.ndarray:
 # ------------------------------------------------------------------------- the kept step
 
 
+def validations(out: Path) -> list[dict[str, str]]:
+    """The rows of a run's log.csv that validation wrote."""
+    rows, _ = read_csv(out / "log.csv", ["step"])
+    return [row for row in rows if row.get("val_passed")]
+
+
 def kept_step(out: Path, last: int) -> int:
-    """The step of a run's last validation that passed, by its val.csv: its result's; `last` if it
-    has validated nothing."""
-    if not (out / "val.csv").is_file():
-        return last
-    rows, _ = read_csv(out / "val.csv", ["step", "passed"])
-    return max(int(row["step"]) for row in rows if row["passed"] == "1")
+    """The step of a run's last validation that passed: its result's; `last` where none is."""
+    return max((int(row["step"]) for row in validations(out) if row["val_passed"] == "1"),
+               default=last)

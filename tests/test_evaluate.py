@@ -477,8 +477,13 @@ def test_rows_have_the_papers_order_and_names_with_others_below(data, tmp_path, 
         "SwinIR-SMP": trained(net, tmp_path / "d.pt", train_sr, "--sampler", "smp"),
     }  # fmt: skip
     models = ["--models", *(f"{row}={file}" for row, file in files.items())]
+    (tmp_path / "config.json").write_text("{}")  # as a run leaves it
     main(*arguments(root, tmp_path / "t.csv", "--metrics", "psnr", "piqe", *models))
     comments, rows = read(tmp_path / "t.csv")
+    settings = {line.split(":")[0]: line.partition(", settings in ")[2] for line in comments
+                if line.startswith("# row ")}
+    assert settings["# row mine"] == (tmp_path / "config.json").as_posix()
+    assert settings["# row RealESRGAN-OrigsOnly"] == ""
     assert [list(row.values())[:5] for row in rows] == [
         ["Gold Standard", "Gold Standard", "-", "-", "no"],
         ["SwinIR-SMP", "SwinIR-SMP", "-", "-", "no"],

@@ -412,9 +412,10 @@ def test_a_card_names_what_was_used_alone(tmp_path):
 
 
 def test_a_result_with_a_guard_is_of_the_last_step_that_passed(tmp_path):
+    write_csv(tmp_path / "log.csv", ["step", "l_pix"], [[30, 1]])
     assert kept_step(tmp_path, 30) == 30
-    write_csv(tmp_path / "val.csv", ["step", "psnr", "passed"],
-              [[0, 20, 1], [10, 20, 1], [20, 18, 0], [30, 17, 0]])
+    write_csv(tmp_path / "log.csv", ["step", "l_pix", "val_psnr", "val_passed"], [
+        [0, "", 20, 1], [10, 1, 20, 1], [15, 1, "", ""], [20, 1, 18, 0], [30, 1, 17, 0]])
     assert kept_step(tmp_path, 30) == 10
 
 

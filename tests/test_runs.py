@@ -212,13 +212,17 @@ def pairs(base):
     return ("--val", "val/lq", "val/gt", "--val-every", 2)
 
 
+def read_validations(out):
+    return [row for row in read_log(out / "log.csv") if row["val_passed"]]
+
+
 def test_validation_scores_the_averaged_network_as_the_tables_do(base, pairs, monkeypatch):
     call(train_sr, *RAND, *pairs, "--steps", 5, "--out", "valid", cwd=base,
          monkeypatch=monkeypatch)
-    rows = read_log(base / "valid/val.csv")
-    assert [row["step"] for row in rows] == ["0", "2", "4", "5"] and list(rows[0])[1:] == [
-        "psnr", "ssim", "q", "passed"]  # Q, too, which rand does not use
-    best = max(rows[1:], key=lambda row: float(row["psnr"]))
+    rows = read_validations(base / "valid")
+    assert [row["step"] for row in rows] == ["0", "2", "4", "5"] and list(rows[0])[-4:] == [
+        "val_psnr", "val_ssim", "val_q", "val_passed"]  # Q, too, which rand does not use
+    best = max(rows[1:], key=lambda row: float(row["val_psnr"]))
     call(train_sr, *RAND, *pairs, "--steps", best["step"], "--out", "best", cwd=base,
          monkeypatch=monkeypatch)
     a, b = (read_state(base / name) for name in ("valid/net_g_best.pt", "best/net_g_ema.pt"))
@@ -227,9 +231,13 @@ def test_validation_scores_the_averaged_network_as_the_tables_do(base, pairs, mo
         "val/lq", "--metrics", "psnr", "ssim", "--out", "valid/t.csv", cwd=base)
     (table,), _ = read_csv(base / "valid/t.csv")
     for column in ("psnr", "ssim"):
-        assert float(rows[-1][column]) == pytest.approx(float(table[column]), abs=1e-4)
+        assert float(rows[-1][f"val_{column}"]) == pytest.approx(float(table[column]), abs=1e-4)
     call(train_sr, *RAND, "--steps", 5, "--out", "plain5", cwd=base, monkeypatch=monkeypatch)
-    assert (base / "valid/log.csv").read_bytes() == (base / "plain5/log.csv").read_bytes()
+    rows, plain = (read_log(base / f"{name}/log.csv") for name in ("valid", "plain5"))
+    assert [{key: row[key] for key in plain[0]} for row in rows if row["lr"]] == plain
+    for steps in (4, 5):  # resumed, it is the same file
+        call(train_sr, *RAND, *pairs, "--steps", steps, "--out", "valid2", cwd=base)
+    assert (base / "valid/log.csv").read_bytes() == (base / "valid2/log.csv").read_bytes()
 
 
 @pytest.mark.slow
@@ -244,31 +252,32 @@ def check_guard(base, pairs, processes):
              "--guard", 0.01)
     out = base / f"guarded{processes}"
     result = run("finetune_lora.py", *flags, "--out", out.name, cwd=base, processes=processes)
-    rows = [{k: float(v) for k, v in row.items()} for row in read_log(out / "val.csv")]
-    passed = [row["psnr"] >= rows[0]["psnr"] - 0.01 for row in rows]
-    assert [row["passed"] for row in rows] == passed
+    rows = read_validations(out)
+    psnr = [float(row["val_psnr"]) for row in rows]
+    passed = [value >= psnr[0] - 0.01 for value in psnr]
+    assert [row["val_passed"] == "1" for row in rows] == passed
     assert passed[0] and not passed[-1] and not passed[-2] and passed[-3] and len(rows) < 21
     kept = int(rows[-3]["step"])
-    assert (f"stopped at step {rows[-1]['step']:.0f}, as fidelity fell; the result is that of step "
+    assert (f"stopped at step {rows[-1]['step']}, as fidelity fell; the result is that of step "
             f"{kept}" in result.stderr + result.stdout)
     # The result is the network of that step, and a rerun goes no further
     short = [*flags[:-2], "--guard", 0]
     short[short.index("--steps") + 1] = kept or 1
-    before = (out / "net_g_ema.pt").read_bytes(), (out / "val.csv").read_bytes()
+    before = (out / "net_g_ema.pt").read_bytes(), (out / "log.csv").read_bytes()
     if kept:
         run("finetune_lora.py", *short, "--out", f"short{processes}", cwd=base,
             processes=processes)
         a, b = (read_state(f / "net_g_ema.pt") for f in (out, base / f"short{processes}"))
         assert all(torch.equal(a[k], b[k]) for k in a)
     run("finetune_lora.py", *flags, "--out", out.name, cwd=base, processes=processes)
-    assert before == ((out / "net_g_ema.pt").read_bytes(), (out / "val.csv").read_bytes())
+    assert before == ((out / "net_g_ema.pt").read_bytes(), (out / "log.csv").read_bytes())
 
 
 def test_images_are_held_out_of_a_flat_folder(base, monkeypatch):
     flat = (*TINY, "--data", "HGGT/Train/images/0-4/original", "--init", "stage1/net_g_ema.pt",
             "--lambda-a", 0, "--val-every", 2, "--log-every", 1)
     call(train_sr, *flat, "--val", 1, "--steps", 4, "--out", "held", cwd=base)
-    rows = read_log(base / "held/val.csv")
+    rows = read_validations(base / "held")
     assert [row["step"] for row in rows] == ["0", "2", "4"]
     assert json.loads((base / "held/config.json").read_text())["flags"]["val"] == "[1]"
     # Which one is its content's matter: under other names, it is the same one
@@ -277,7 +286,7 @@ def test_images_are_held_out_of_a_flat_folder(base, monkeypatch):
     for i, path in enumerate(sorted((base / "HGGT/Train/images/0-4/original").glob("*.png"))):
         shutil.copy(path, other / f"{9 - i}.png")
     call(train_sr, *flat, "--data", "renamed", "--val", 1, "--steps", 2, "--out", "held2", cwd=base)
-    again = read_log(base / "held2/val.csv")
+    again = read_validations(base / "held2")
     assert again[0] == rows[0]
     # It is not trained on, and its centre is what is scored
     args = train_sr.parse_args([str(flag) for flag in (*flat, "--data", "renamed", "--val", 1)])
@@ -321,8 +330,10 @@ def test_validation_may_begin_at_a_resume_but_not_with_a_guard(base, pairs, monk
     flags = (*RAND, "--out", "later", "--val-every", 2)
     call(train_sr, *flags, "--steps", 2, cwd=base)
     call(train_sr, *flags, *pairs, "--steps", 4, cwd=base)
-    assert [row["step"] for row in read_log(base / "later/val.csv")] == ["4"]
+    assert [row["step"] for row in read_validations(base / "later")] == ["4"]
     assert (base / "later/net_g_best.pt").is_file()
+    call(train_sr, *flags, "--steps", 5, cwd=base)  # without validation, the log keeps it
+    assert [row["step"] for row in read_validations(base / "later")] == ["4"]
     # Columns that come later would not compare
     monkeypatch.setattr(validation, "SECOND", {"piqe": "piqe"})
     with pytest.raises(ValueError, match="later: was validated by psnr,ssim,q, not psnr,ssim,"):

@@ -9,7 +9,7 @@
 In:  a folder of PNG, JPEG, WebP, TIFF; --init, an x4 network (default: RealESRGAN_x4plus, which is
      downloaded). No second ground truth and no labels are needed.
 Out: --out (default results/photos): tuned.pth, tuned.safetensors, lora.pt, adapter/, config.json,
-     card.md; photos.csv, photos_per_image.csv, val.csv, strip.png, report.html; JPEG crops of two
+     card.md; photos.csv, photos_per_image.csv, log.csv, strip.png, report.html; JPEG crops of two
      test photos, and captions.csv with the authors if there is a SOURCES.csv beside the photos.
      Runs and data are in runs/photos. Rerun the same command to resume.
 
@@ -52,7 +52,14 @@ from models.metrics import as_image, as_tensor, load_metrics, rounded, score_pai
 from models.progress import progress
 from models.rrdb import RRDBNet
 from models.swinir import SwinIR
-from models.validation import FIDELITY, SECOND, Validation, kept_step, read_pairs
+from models.validation import (
+    FIDELITY,
+    SECOND,
+    Validation,
+    kept_step,
+    read_pairs,
+    validations,
+)
 from models.weights import load_net, names_in, vgg19_state
 from tools.prefetch import fetch_network
 from tools.tune_data import CROP, list_crops, make_data, split_photos, usable_photos
@@ -227,6 +234,31 @@ def write_tuned_card(args: argparse.Namespace, kind: str, about: dict[str, str],
         f"{scores}\n\nMean of the test photos' crops; PSNR in dB.")
 
 
+def write_weights_and_page(
+    args: argparse.Namespace, photos: list[Path], rows: dict[str, Callable[[Tensor], Tensor]],
+    best: str, device: torch.device,
+) -> None:
+    """What other programs load, and what people look at. best: the chosen row of `rows`."""
+    lora = args.work / "lora"
+    for name in ("tuned.pth", "tuned.safetensors"):
+        write_weights(rows[best], args.out / name, names_in(args.init))
+    for name in ("lora.pt", "config.json", "log.csv"):
+        shutil.copyfile(lora / name, args.out / name)
+    if (lora / "adapter").is_dir():
+        shutil.copytree(lora / "adapter", args.out / "adapter", dirs_exist_ok=True)
+    shown = list(dict.fromkeys(["bicubic", "base", best]))
+    write_strip(args, f"{photos[0].stem}_0.png", shown)  # by hash, not by hand
+    for file in sorted((args.work / "test/lq").glob("*_whole.png")):
+        for row in progress(shown, file.stem, unit="row"):
+            lq = as_tensor(read_rgb(file), device)
+            enlarge_to(args.work / "sr" / row / file.name, rows[row], lq)
+    write_pictures(args, photos, best)
+    report = [sys.executable, "-m", "paper.report", "--results", args.out, "--sr",
+              args.work / "sr", "--gt", args.work / "test/gt", "--lq", args.work / "test/lq",
+              "--open", *shown[-2:]]
+    subprocess.run([str(word) for word in report], cwd=ROOT, check=True)
+
+
 # ------------------------------------------------------------------------- main
 
 
@@ -287,42 +319,24 @@ def main(args: argparse.Namespace) -> None:
     for name in ("full", "no-reward") if args.compare else ():
         rows[name] = load_net(args.work / name / "net_g_ema.pt").to(device)
     columns, table = score_rows(args, rows, device)
-    val, _ = read_csv(lora / "val.csv")
-    kept = kept_step(lora, args.steps)
+    last, kept = validations(lora)[-1]["step"], kept_step(lora, args.steps)
     base = f"{Path(args.init).name} sha256 {file_digest(args.init)}"
     notes = [
         f"{args.photos}: {len(parts['test'])} test photos, two crops of {CROP} pixels each, "
         f"degraded as {DEGRADATIONS.get(kind, 'two_round')}; RGB, 8 bit, 4-pixel border cropped "
         "for full reference",
-        f"base: {base}; tuned xS: its adapters "
-        f"times S; Q: {args.q}, which the reward raises, so it judges nothing",
-        f"trained for {val[-1]['step']} steps, of which the guard kept {kept} (val.csv), with the "
+        f"base: {base}; tuned xS: its adapters times S; Q: {args.q}, which the reward raises, so "
+        "it judges nothing",
+        f"trained for {last} steps, of which the guard kept {kept} (log.csv), with the "
         f"settings in config.json; lr {args.lr:g}, lambda_Q {args.lambda_q:g}, seed {args.seed}; "
         f"guard {args.guard:g} dB; chosen: scale {chosen:g}", *lines,
     ]
     write_table(args, columns, table, notes)
 
-    # What other programs load, and what people look at
-    for name in ("tuned.pth", "tuned.safetensors"):
-        write_weights(at(chosen), args.out / name, names_in(args.init))
-    for name in ("lora.pt", "config.json", "val.csv"):
-        shutil.copyfile(lora / name, args.out / name)
-    if (lora / "adapter").is_dir():
-        shutil.copytree(lora / "adapter", args.out / "adapter", dirs_exist_ok=True)
-    best = f"tuned x{chosen:g}" if chosen else "base"
-    shown = list(dict.fromkeys(["bicubic", "base", best]))
-    write_strip(args, f"{parts['test'][0].stem}_0.png", shown)  # by hash, not by hand
-    for file in sorted((args.work / "test/lq").glob("*_whole.png")):
-        for row in progress(shown, file.stem, unit="row"):
-            lq = as_tensor(read_rgb(file), device)
-            enlarge_to(args.work / "sr" / row / file.name, rows[row], lq)
-    write_pictures(args, parts["test"], best)
     about = {"base": base, "steps": str(kept), "data": f"{len(parts['train'])} photos"}
     write_tuned_card(args, kind.__name__, about, chosen, lines, columns, table)
-    report = [sys.executable, "-m", "paper.report", "--results", args.out, "--sr",
-              args.work / "sr", "--gt", args.work / "test/gt", "--lq", args.work / "test/lq",
-              "--open", *shown[-2:]]
-    subprocess.run([str(word) for word in report], cwd=ROOT, check=True)
+    write_weights_and_page(args, parts["test"], rows, f"tuned x{chosen:g}" if chosen else "base",
+                           device)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -1,6 +1,5 @@
 """docs/first-day.md, as a newcomer runs it: in a clone, from its first line to its last."""
 
-import csv
 import os
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from PIL import Image
 from scripts import ROOT, environment
 
 from models.checkpoint import read_csv
+from models.validation import validations
 
 
 def test_the_first_day(tmp_path):
@@ -24,12 +24,11 @@ def test_the_first_day(tmp_path):
     assert result.returncode == 0, result.stdout[-1500:] + result.stderr[-3000:]
     runs = clone / "runs/first"
     for run, steps in (("stage1", ["0", "100", "200"]), ("amo+ft", ["0", "10", "20", "30", "40"])):
-        with open(runs / run / "val.csv", newline="") as file:
-            rows = list(csv.DictReader(file))
+        rows = validations(runs / run)
         assert [row["step"] for row in rows] == steps[: len(rows)] and len(rows) >= 3
-        assert {"psnr", "ssim", "q"} < set(rows[0])
+        assert {"val_psnr", "val_ssim", "val_q"} < set(rows[0])
         assert (runs / run / "net_g_best.pt").is_file()
-    first, last = (float(row["psnr"]) for row in read_csv(runs / "stage1/val.csv")[0][::2])
+    first, last = (float(row["val_psnr"]) for row in validations(runs / "stage1")[::2])
     assert last > first + 3  # dB: it has learnt
     table, _ = read_csv(runs / "table5.csv")
     tuned = {row["model"]: row for row in table}
