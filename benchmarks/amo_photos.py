@@ -1,14 +1,12 @@
 """A first look at AMO at real size: RealESRGAN_x4plus trained on ground truths made of photographs.
 
-    python -m benchmarks.amo_photos     # a quarter of an hour on 2 CPU cores
+    python -m benchmarks.amo_photos     # 17 minutes on 2 CPU cores; needs spandrel
 
 tools/enhance.py makes three further ground truths of each training photo, at a quarter of its
 sides: by RealESRGAN_x4plus and by the two networks that `COMPARE=1 bash run_all.sh photos` tuned.
 Each enlarges a photo four times, which is then reduced again. From RealESRGAN_x4plus, 120 steps
 each learn from the original, from any ground truth, and from the one that Q prefers (AMO). There is
 no discriminator, as none has been trained against this network. Rerun the same command to resume.
-
-It has been run up to the ground truths alone; results/photos has no amo.csv yet.
 
 Out: results/photos/amo.csv, the test photos' scores and the share of each ground truth.
 """

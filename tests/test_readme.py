@@ -114,6 +114,19 @@ def test_the_table_of_photographs_is_the_committed_one():
         assert cells == [f"{float(row[c]):.{d}f}" for c, d in (("psnr", 2), ("ssim", 3), ("q", 1))]
 
 
+def test_the_first_look_at_amo_is_the_committed_one():
+    table, _ = read_csv(ROOT / "results/photos/amo.csv")
+    shown = table_rows(section("docs/photos.md", "AMO at real size, a first look"))[1:5]
+    digits = {"psnr": 2, "ssim": 3, "q": 1, "structured_noise": 3}
+    for row, (name, *cells, shares) in zip(table, shown, strict=True):
+        assert [name, *cells] == [row["model"], *(f"{float(row[c]):.{d}f}"
+                                                  for c, d in digits.items())]
+        used = [row[c] for c in ("original", "adapters", "all_weights", "x4plus")]
+        assert shares == ", ".join(f"{float(share):.2f}" for share in used if share)
+    base, origs_only, rand, amo = (float(row["q"]) for row in table)
+    assert base > max(origs_only, rand, amo) and origs_only < amo < rand
+
+
 def test_adapters_and_all_weights_at_equal_q_are_those_of_the_committed_table():
     rows = {(row["method"], row["gain"]): row for row in read_csv(
         ROOT / "results/photos/equal_q.csv")[0]}
