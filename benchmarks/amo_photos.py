@@ -1,10 +1,10 @@
 """A first look at AMO at real size: RealESRGAN_x4plus trained on ground truths made of photographs.
 
-    python -m benchmarks.amo_photos     # 17 minutes on 2 CPU cores; needs spandrel
+    python -m benchmarks.amo_photos     # half an hour on 2 CPU cores; needs spandrel
 
 tools/enhance.py makes three further ground truths of each training photo, at a quarter of its
 sides: by RealESRGAN_x4plus and by the two networks that `COMPARE=1 bash run_all.sh photos` tuned.
-Each enlarges a photo four times, which is then reduced again. From RealESRGAN_x4plus, 120 steps
+Each enlarges a photo four times, which is then reduced again. From RealESRGAN_x4plus, 300 steps
 each learn from the original, from any ground truth, and from the one that Q prefers (AMO). There is
 no discriminator, as none has been trained against this network. Rerun the same command to resume.
 
@@ -27,7 +27,7 @@ from models.photos import read_srgb
 from models.weights import load_net
 from tools.prefetch import fetch_network
 
-RUNS, STEPS = Path("runs/amo_photos"), 120
+RUNS, STEPS = Path("runs/amo_photos"), 300
 SAMPLERS = {"OrigsOnly": "origs_only", "Rand": "rand", "AMO": "amo"}
 
 
