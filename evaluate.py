@@ -409,8 +409,9 @@ def main(args: argparse.Namespace) -> None:
         else:
             rows[row] = score_model(row, models[row], images, columns, sha256, args.save_sr, device)
             config = Path(models[row]).with_name("config.json")
-            notes.append(f"row {row}: weights sha256 {sha256[models[row]][:12]}"
-                         + f", settings in {config.as_posix()}" * config.is_file())
+            notes.append(f"row {row}: weights sha256 {sha256[models[row]][:12]}")
+            if config.is_file() and read_settings(models[row]):  # those of the run
+                notes[-1] += f", settings in {config.as_posix()}"
         if rank == 0:
             table = write_tables(out, names, sets.names, rows, heads, notes)
     cleanup()

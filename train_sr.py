@@ -241,7 +241,7 @@ def fit(
 
     # Loop
     if validation and not run.done:
-        run.validate(0, validation, args.guard)
+        run.validate(0, validation)
     for step, batch in run.steps(loader, functools.partial(describe, loader)):
         lr, lr_d = (lr_at(step, base, args.milestones) for base in (args.lr, args.lr_d))
         parts = split(batch, args.accumulate)  # one part: the batch
@@ -277,7 +277,7 @@ def fit(
         ema_update(net_ema, net_g, ema_decay_at(step, args.ema_decay, args.ema_warmup))
         run.record(step, lr, parts)
         if validation and (step % args.val_every == 0 or step == args.steps):
-            run.validate(step, validation, args.guard)
+            run.validate(step, validation)
     run.restore_good()
     return net_ema
 
@@ -345,7 +345,10 @@ def build_discriminator(net: str, init: str | None) -> nn.Module:
 def make_networks(
     args: argparse.Namespace, net_g: nn.Module
 ) -> tuple[nn.Module, nn.Module | None, torch.optim.Optimizer, torch.optim.Optimizer | None]:
-    """The average of net_g, the discriminator and both optimisers; all are on the device."""
+    """Move net_g to the device; make its average, the discriminator and both optimisers.
+
+    The last two are None without a GAN loss.
+    """
     net_g.to(args.device, memory_format=torch.channels_last).train()  # up to 2x as fast, CPU too
     net_ema = copy.deepcopy(net_g).eval().requires_grad_(False)
     adam = functools.partial(torch.optim.Adam, betas=(0.9, 0.99), fused=args.device.type != "mps")
@@ -362,13 +365,16 @@ def make_validation(
     args: argparse.Namespace, pairs: list[Pair], quality: nn.Module | None,
     reward: nn.Module | None, run: TrainingRun,
 ) -> Validation | None:
-    """The validation on `pairs`, by AMO's quality model or the reward's; None without pairs."""
+    """The validation on `pairs`; None without. Q is AMO's, else the reward's, else that of --iqa.
+
+    ValueError if a resumed run cannot go on with it.
+    """
     if not pairs:
         return None
-    # Once compiled, AMO's serves one size of images
+    # A compiled Q takes one size of images, so the validation has a copy
     scorer = copy.deepcopy(quality) if args.compile else quality
     validation = Validation(pairs, scorer or reward, args.iqa[0], args.device)
-    run.check_validation(validation.columns, args.guard)
+    run.check_validation(validation.columns)
     return validation
 
 

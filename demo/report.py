@@ -125,14 +125,13 @@ def curve_figure(table: Path) -> None:
 
 def training_logs(runs: Path) -> tuple[list[str], list[list[str]]]:
     """Header and rows of every log.csv below a folder, with the run's name in front of each row."""
-    header, rows = ["run"], []
-    for path in sorted(runs.glob("*/log.csv")):
-        log = read_csv(path, ("step", "l_pix"))[0]
-        header = max(header, ["run", *log[0]], key=len) if log else header
-        rows += [[path.parent.name, *row.values()] for row in log]
+    rows = [{"run": path.parent.name} | row for path in sorted(runs.glob("*/log.csv"))
+            for row in read_csv(path, ("step", "l_pix"))[0]]
     if not rows:
         raise FileNotFoundError(f"{runs}: no */log.csv there (--logs)")
-    return header, [row + [""] * (len(header) - len(row)) for row in rows]
+    header = list(max(rows, key=len))
+    header += [key for key in dict.fromkeys(k for row in rows for k in row) if key not in header]
+    return header, [[row.get(key, "") for key in header] for row in rows]
 
 
 def compare_logs(runs: Path, reference: Path) -> None:

@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from models.checkpoint import (
     check_finite,
+    errors_named,
     load_file,
     lock,
     not_finite,
@@ -42,7 +43,7 @@ from models.distributed import Interrupt, agree, any_rank, cleanup, from_rank_ze
 from models.images import write_png
 from models.lora import merged_state
 from models.settings import ema_checkpoint
-from models.validation import Validation, sample_image
+from models.validation import Validation, fidelity, passes, sample_image
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -101,8 +102,7 @@ class TrainingRun:
                     if row[0] % args.log_every == 0 or row[0] == self.done == args.steps]
             write_config(self.out, args, settings)
             self.log = TrainingLog(self.out, ["step", "lr", *columns], rows, self.done, settings)
-            if "val" in self.extra:
-                self._log_validations()
+            self.log.val = self._validations()
             self.log.write()
 
     def steps(self, loader: Iterable, describe: Callable[[int], str]) -> Iterator[tuple[int, dict]]:
@@ -124,59 +124,64 @@ class TrainingRun:
                 break
         interrupt.restore()
 
-    def check_validation(self, columns: Sequence[str], guard: float) -> None:
+    def check_validation(self, columns: Sequence[str]) -> None:
         """ValueError if a resumed run cannot go on with its validation; before the first step."""
         names, before = ",".join(columns), self.extra.get("val_columns")
         if before not in (None, names):
             raise ValueError(f"{self.out}: was validated by {before}, not {names}; make the same "
                              "metrics available, or give another --out")
-        if guard and self.done and "val" not in self.extra:
+        if self.args.guard and self.done and "val" not in self.extra:
             raise ValueError(f"{self.out}: --guard compares with the start, which this run did not "
                              "validate; give --guard 0, or another --out")
         self.extra["val_columns"] = names
 
-    def validate(self, step: int, validation: Validation, guard: float) -> None:
+    def validate(self, step: int, validation: Validation) -> None:
         """Score the averaged network; every rank calls this, rank 0 scores.
 
-        guard: dB, see `Validation.passes`; 0: none. The scores at step 0 are the base. After two
-        validations in a row that do not pass, the run stops; `restore_good` goes back. The network
-        of the best fidelity is kept as net_g_best.pt.
+        The scores at step 0 are the base. After two validations in a row that do not pass the guard
+        (`passes`) the run stops; `restore_good` goes back. The network of the best fidelity is kept
+        as net_g_best.pt.
         """
         net_ema = self.state["params_ema"]
-        row = from_rank_zero(lambda: [step, *validation(net_ema)])
-        before = self.extra.get("val")
-        rows = [*(before.tolist() if before is not None else ()), row]
-        passed = [not guard or validation.passes(r[1:], rows[0][1:], guard) for r in rows]
-        self.extra["val"] = torch.tensor(rows, dtype=torch.float64)
-        self.extra["passed"] = torch.tensor(passed)
+        row = torch.tensor([from_rank_zero(lambda: [step, *validation(net_ema)])],
+                           dtype=torch.float64)
+        self.extra["val"] = torch.cat([self.extra.get("val", row[:0]), row])
+        rows = self._validations()
+        passed = [row["passed"] for row in rows.values()]
         if passed[-1]:
             self.extra["good"] = {k: v.detach().cpu().clone()
                                   for k, v in net_ema.state_dict().items()}
         if not any(passed[-2:]):
             self.extra["stopped"] = step
         if self.args.rank == 0:
-            self._log_validations()
+            self.log.val = rows
             self.log.validated(step)
-            fidelity = [validation.fidelity(r[1:]) for r in rows if r[0]]
-            if step and fidelity[-1] == max(fidelity):
+            if step and fidelity(rows[step]) == max(fidelity(row) for s, row in rows.items() if s):
                 save_atomic(ema_checkpoint(merged_state(net_ema), self.args),
                             self.out / "net_g_best.pt")
             if step:
-                self.bar.set_postfix({"val_psnr": f"{row[1]:.2f}"})
+                self.bar.set_postfix({"val_psnr": f"{rows[step]['psnr']:.2f}"})
             if self.extra.get("stopped"):
-                kept = max(r[0] for r, ok in zip(rows, passed, strict=True) if ok)
+                kept = max(s for s, row in rows.items() if row["passed"])
                 tqdm.write(f"{self.out}: stopped at step {step}, as fidelity fell; the result is "
-                           f"that of step {kept:.0f} (log.csv)")
+                           f"that of step {kept} (log.csv)")
 
-    def _log_validations(self) -> None:
-        """Give the log all validations so far, from what last.pt keeps."""
-        columns = [*self.extra["val_columns"].split(","), "passed"]
-        rows = torch.column_stack([self.extra["val"], self.extra["passed"]]).tolist()
-        self.log.val = {int(step): dict(zip(columns, row, strict=True)) for step, *row in rows}
+    def _validations(self) -> dict[int, dict[str, float]]:
+        """{step: scores by column, and whether they passed the guard}, of all so far."""
+        if "val" not in self.extra:
+            return {}
+        columns = self.extra["val_columns"].split(",")
+        rows = {int(step): dict(zip(columns, scores, strict=True))
+                for step, *scores in self.extra["val"].tolist()}
+        base = next(iter(rows.values()))
+        return {step: scores | {"passed": passes(scores, base, self.args.guard)}
+                for step, scores in rows.items()}
 
     def restore_good(self) -> None:
-        """The averaged network of the last validation that passed, if there was any."""
-        if self.extra.get("good"):
+        """The averaged network of the last validation that passed, if the last step was validated.
+        """
+        last = self.extra.get("stopped", self.args.steps)
+        if last in self._validations():
             self.state["params_ema"].load_state_dict(self.extra["good"])
 
     def record(self, step: int, lr: float, parts: Sequence[dict]) -> None:
@@ -362,6 +367,7 @@ class TrainingLog:
     rows:   of log.csv so far, from last.pt; the file itself is not read
     done:   the step that the run resumes after
     hparams: the run's settings, for TensorBoard
+
     val:    {step: {column: score}}, the validations, columns val_... of log.csv
     """
 
@@ -371,19 +377,22 @@ class TrainingLog:
         self.hparams = {key: value if isinstance(value, int | float | str) else str(value)
                         for key, value in hparams.items()}
         self.val: dict[int, dict[str, float]] = {}
-        self.board = None
+        self.path, self.board = out / "log.csv", None
 
     def write(self) -> None:
-        """log.csv: a row per step that has losses, validation or both; empty cells where not."""
-        losses = {int(step): [f"{lr:g}", *(f"{value:.6g}" for value in values)]
-                  for step, lr, *values in self.rows}
-        columns = list(next(iter(self.val.values()), {}))
-        rows = []
-        for step in sorted(losses | self.val):
-            scores = [f"{value:.6g}" for value in self.val.get(step, {}).values()]
-            rows.append([step, *(losses.get(step) or [""] * (len(self.header) - 1)),
-                         *(scores or [""] * len(columns))])
-        write_csv(self.out / "log.csv", [*self.header, *(f"val_{c}" for c in columns)], rows)
+        """log.csv: a row per step that has losses, validation or both."""
+        losses = {int(step): [lr, *values] for step, lr, *values in self.rows}
+        write_csv(self.path, [*self.header, *(f"val_{column}" for column in self._val_columns())], [
+            self._cells(step, losses.get(step)) for step in sorted(losses | self.val)])
+
+    def _val_columns(self) -> list[str]:
+        return list(next(iter(self.val.values()), {}))
+
+    def _cells(self, step: int, losses: Sequence[float] | None) -> list[str]:
+        """A row of log.csv; empty cells for what a step does not have."""
+        scores = self.val.get(step, dict.fromkeys(self._val_columns()))
+        values = [*(losses or [None] * (len(self.header) - 1)), *scores.values()]
+        return [str(step), *("" if value is None else f"{value:.6g}" for value in values)]
 
     def _writer(self) -> "SummaryWriter | None":
         """Started at the first row, after the data workers were forked: it starts a thread."""
@@ -397,11 +406,14 @@ class TrainingLog:
                 self.board = SummaryWriter(self.out / "tensorboard", purge_step=self.done + 1)
                 for part in hparams(self.hparams, {}):  # add_hparams would open a second file
                     self.board.file_writer.add_summary(part)
+                if 0 in self.val and not self.done:
+                    self._add_validation(0)
         return self.board or None
 
     def row(self, step: int, lr: float, values: Sequence[float]) -> None:
         self.rows.append([step, lr, *values])
-        self.write()
+        with errors_named(self.path), open(self.path, "a", encoding="utf-8") as file:
+            file.write(",".join(self._cells(step, [lr, *values])) + "\n")
         if board := self._writer():
             for name, value in zip(self.header[1:], (lr, *values), strict=True):
                 kind, _, rest = name.partition("_")  # l_pix, share_0, lr
@@ -411,9 +423,12 @@ class TrainingLog:
 
     def validated(self, step: int) -> None:
         self.write()
-        if board := self._writer():
-            for name, value in self.val[step].items():
-                board.add_scalar(f"val/{name}", value, step)
+        if step and self._writer():  # step 0 is before the first row
+            self._add_validation(step)
+
+    def _add_validation(self, step: int) -> None:
+        for name, value in self.val[step].items():
+            self.board.add_scalar(f"val/{name}", value, step)
 
     def images(self, step: int, image: np.ndarray) -> None:
         """image: uint8 (H, W, 3)"""

@@ -135,6 +135,6 @@ def origin(args: argparse.Namespace, sets: MultiGT) -> dict[str, str]:
     """What a model card says of a run besides its settings."""
     base = f"{Path(args.init).name} sha256 {file_digest(args.init)}" if args.init else None
     n, members = len(sets.names), len(sets.paths[0])
-    steps = kept_step(Path(args.out), args.steps) if args.val else args.steps
+    steps = kept_step(Path(args.out), args.steps)
     return {"base": base or "random weights", "steps": str(steps),
             "data": f"{n:,} photos" if sets.is_flat else f"{n:,} sets of {members} ground truths"}

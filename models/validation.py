@@ -57,17 +57,19 @@ class Validation:
                 rows.append(row + ([] if self.quality is None else [self.quality(sr).item()]))
         return np.mean(rows, 0).tolist()
 
-    def passes(self, scores: list[float], base: list[float], guard: float) -> bool:
-        """Whether fidelity has not fallen: PSNR by `guard` dB at most, LPIPS risen by 2 % at most.
-        """
-        now, before = (dict(zip(self.columns, row, strict=True)) for row in (scores, base))
-        lpips = now.get("lpips", 0) <= LPIPS_SLACK * before.get("lpips", 0)
-        return now["psnr"] >= before["psnr"] - guard and lpips
 
-    def fidelity(self, scores: list[float]) -> float:
-        """What tells the best network: the lowest LPIPS where it is available, else PSNR."""
-        now = dict(zip(self.columns, scores, strict=True))
-        return -now["lpips"] if "lpips" in now else now["psnr"]
+def passes(scores: dict[str, float], base: dict[str, float], guard: float) -> bool:
+    """Whether fidelity has not fallen: PSNR by `guard` dB at most, LPIPS risen by 2 % at most.
+
+    scores, base: by the columns of `Validation`; guard: 0 passes all
+    """
+    lpips = scores.get("lpips", 0) <= LPIPS_SLACK * base.get("lpips", 0)
+    return not guard or (scores["psnr"] >= base["psnr"] - guard and lpips)
+
+
+def fidelity(scores: dict[str, float]) -> float:
+    """What tells the best network: the lowest LPIPS where it is available, else PSNR."""
+    return -scores["lpips"] if "lpips" in scores else scores["psnr"]
 
 
 def read_pairs(lq: str, gt: str) -> list[Pair]:
@@ -143,12 +145,17 @@ def sample_image(lq: Tensor, sr: Tensor, gt: Tensor, title: str) -> np.ndarray:
 
 
 def validations(out: Path) -> list[dict[str, str]]:
-    """The rows of a run's log.csv that validation wrote."""
+    """The rows of a run's log.csv that have a validation."""
     rows, _ = read_csv(out / "log.csv", ["step"])
     return [row for row in rows if row.get("val_passed")]
 
 
 def kept_step(out: Path, last: int) -> int:
-    """The step of a run's last validation that passed: its result's; `last` where none is."""
-    return max((int(row["step"]) for row in validations(out) if row["val_passed"] == "1"),
-               default=last)
+    """The step whose network is a run's result: the last validated one that passed.
+
+    last: the run's last step, which is it where that was not validated
+    """
+    rows, _ = read_csv(out / "log.csv", ["step"])
+    if not rows[-1].get("val_passed"):
+        return last
+    return max(int(row["step"]) for row in rows if row["val_passed"] == "1")

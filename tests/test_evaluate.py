@@ -473,7 +473,7 @@ def test_rows_have_the_papers_order_and_names_with_others_below(data, tmp_path, 
         "SwinIR-UPos+FT": trained(net, tmp_path / "c.pt", finetune_lora, "--init", "x",
                                   "--sampler", "upos", "--iqa", q, "--lambda-a", "0.1"),
         "RealESRGAN-OrigsOnly": str(root / "RealESRGAN-UPos.pt"),
-        "SwinIR-UPos+FT_HP": str(root / "SwinIR-AMO.pt"),
+        "SwinIR-UPos+FT_HP": shutil.copy(root / "SwinIR-AMO.pt", tmp_path / "public.pt"),
         "SwinIR-SMP": trained(net, tmp_path / "d.pt", train_sr, "--sampler", "smp"),
     }  # fmt: skip
     models = ["--models", *(f"{row}={file}" for row, file in files.items())]
@@ -484,6 +484,7 @@ def test_rows_have_the_papers_order_and_names_with_others_below(data, tmp_path, 
                 if line.startswith("# row ")}
     assert settings["# row mine"] == (tmp_path / "config.json").as_posix()
     assert settings["# row RealESRGAN-OrigsOnly"] == ""
+    assert settings["# row SwinIR-UPos+FT_HP"] == ""  # a file without settings is no run's
     assert [list(row.values())[:5] for row in rows] == [
         ["Gold Standard", "Gold Standard", "-", "-", "no"],
         ["SwinIR-SMP", "SwinIR-SMP", "-", "-", "no"],

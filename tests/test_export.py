@@ -417,6 +417,9 @@ def test_a_result_with_a_guard_is_of_the_last_step_that_passed(tmp_path):
     write_csv(tmp_path / "log.csv", ["step", "l_pix", "val_psnr", "val_passed"], [
         [0, "", 20, 1], [10, 1, 20, 1], [15, 1, "", ""], [20, 1, 18, 0], [30, 1, 17, 0]])
     assert kept_step(tmp_path, 30) == 10
+    write_csv(tmp_path / "log.csv", ["step", "l_pix", "val_psnr", "val_passed"], [
+        [0, "", 20, 1], [10, 1, 20, 1], [40, 1, "", ""]])  # validated no longer
+    assert kept_step(tmp_path, 40) == 40
 
 
 def test_only_a_quality_model_that_was_used_is_recorded(tmp_path):

@@ -518,6 +518,11 @@ def test_speeds_are_those_of_the_committed_benchmarks():
     moved = [abs(float(row["ratio"]) - 1) for (_, variant), row in steps.items()
              if row["tflop"] and variant != "upos"]
     assert max(moved) < 0.12 and "within 12 % of 1" in page
+    timed = {net: [float(steps[net, v][k]) for v in ("amo", "amo again") for k in ("min", "max")]
+             for net in nets}
+    outside = {(net, v) for (net, v), row in steps.items() if net in nets and row["tflop"]
+               and (float(row["max"]) < min(timed[net]) or float(row["min"]) > max(timed[net]))}
+    assert outside == {(net, v) for net in nets for v in ("upos", "apart")}
     once, single = (steps["MUSIQ as reward", v] for v in ("at once", "one by one"))
     assert (f"needs {single['peak_mib']} MiB instead of {once['peak_mib']} MiB, and "
             f"{float(single['ratio']):.2f} times as long") in page

@@ -332,8 +332,13 @@ def test_validation_may_begin_at_a_resume_but_not_with_a_guard(base, pairs, monk
     call(train_sr, *flags, *pairs, "--steps", 4, cwd=base)
     assert [row["step"] for row in read_validations(base / "later")] == ["4"]
     assert (base / "later/net_g_best.pt").is_file()
-    call(train_sr, *flags, "--steps", 5, cwd=base)  # without validation, the log keeps it
+    # A run that goes on without validation keeps the rows, and its result is its last step's
+    call(train_sr, *flags, "--steps", 5, cwd=base)
+    call(train_sr, *RAND, "--steps", 5, "--out", "unvalidated", cwd=base)
     assert [row["step"] for row in read_validations(base / "later")] == ["4"]
+    a, b = (read_state(base / name / "net_g_ema.pt") for name in ("later", "unvalidated"))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert "Steps: 5" in (base / "later/card.md").read_text()
     # Columns that come later would not compare
     monkeypatch.setattr(validation, "SECOND", {"piqe": "piqe"})
     with pytest.raises(ValueError, match="later: was validated by psnr,ssim,q, not psnr,ssim,"):

@@ -57,6 +57,7 @@ from models.validation import (
     SECOND,
     Validation,
     kept_step,
+    passes,
     read_pairs,
     validations,
 )
@@ -119,12 +120,13 @@ def choose_scale(args: argparse.Namespace, nets: Callable[[float], nn.Module], d
     """The largest scale of the adapters that passes the guard, and a line for each scale."""
     pairs = read_pairs(str(args.work / "val/lq"), str(args.work / "val/gt"))
     validation = Validation(pairs, None, args.q, device)
-    base, chosen, lines = validation(nets(0.0)), 0.0, []
-    for scale in SCALES:
-        scores = validation(nets(scale))
-        passed = not args.guard or validation.passes(scores, base, args.guard)
+    base, *rows = (dict(zip(validation.columns, validation(nets(scale)), strict=True))
+                   for scale in (0.0, *SCALES))
+    chosen, lines = 0.0, []
+    for scale, scores in zip(SCALES, rows, strict=True):
+        passed = passes(scores, base, args.guard)
         chosen = scale if passed else chosen
-        lines.append(f"scale {scale:g}: PSNR {scores[0]:.2f} dB, base {base[0]:.2f}; "
+        lines.append(f"scale {scale:g}: PSNR {scores['psnr']:.2f} dB, base {base['psnr']:.2f}; "
                      + ("passes" if passed else "does not pass"))
     return chosen, lines
 
@@ -235,8 +237,8 @@ def write_tuned_card(args: argparse.Namespace, kind: str, about: dict[str, str],
 
 
 def write_weights_and_page(
-    args: argparse.Namespace, photos: list[Path], rows: dict[str, Callable[[Tensor], Tensor]],
-    best: str, device: torch.device,
+    args: argparse.Namespace, photos: list[Path],
+    rows: dict[str, nn.Module | Callable[[Tensor], Tensor]], best: str, device: torch.device,
 ) -> None:
     """What other programs load, and what people look at. best: the chosen row of `rows`."""
     lora = args.work / "lora"
