@@ -66,11 +66,12 @@ def spandrel_note(net: nn.Module) -> str:
             f"{width}, not the public networks' {expected}; an .onnx file works)")
 
 
-def write_weights(net: nn.Module, path: str | Path, names: dict[str, str] | None = None) -> None:
+def write_weights(net: nn.Module, path: str | Path, names: dict[str, str] | None = None,
+                  about: dict[str, str] | None = None) -> None:
     """Write a network's weights: .pth, .pt as {"params_ema": ...}; .safetensors as bare tensors,
     with the network's name and scale as metadata.
 
-    names: {key: its name in the file}, where it is another
+    names: {key: its name in the file}, where it is another; about: further metadata
     """
     path, names = Path(path), names or {}
     state = {names.get(key, key): value.detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -78,7 +79,8 @@ def write_weights(net: nn.Module, path: str | Path, names: dict[str, str] | None
     if path.suffix != ".safetensors":
         save_atomic({"params_ema": state}, path)
         return
-    write_safetensors(state, path, {"architecture": type(net).__name__, "scale": "4"})
+    write_safetensors(state, path, {"architecture": type(net).__name__, "scale": "4"}
+                      | (about or {}))
 
 
 def write_safetensors(state: dict[str, Tensor], path: Path, about: dict[str, str]) -> None:
@@ -164,10 +166,8 @@ def write_result(out: Path, net: nn.Module, checkpoint: dict, about: dict[str, s
     about: "base", "data" and "steps" of the run. Nothing tells its folder: equal runs, equal files.
     """
     settings = checkpoint["settings"]
-    metadata = {"architecture": type(net).__name__, "scale": "4", "net": settings["net"],
-                "sampler": settings["sampler"], "base": about["base"],
-                "q": "+".join(settings["iqa"]) or "none", "steps": about["steps"]}
-    write_safetensors(checkpoint["params_ema"], out / "net_g_ema.safetensors", metadata)
+    write_safetensors(checkpoint["params_ema"], out / "net_g_ema.safetensors", {
+        "architecture": type(net).__name__, "scale": "4"} | metadata(settings, about))
     files = "`net_g_ema.pt` and `net_g_ema.safetensors` hold the same weights"
     title = f"{type(net).__name__} x4, {settings['sampler']}"
     write_card(out / "card.md", title + ", fine-tuned" * ("lambda_q" in settings),
@@ -175,12 +175,18 @@ def write_result(out: Path, net: nn.Module, checkpoint: dict, about: dict[str, s
     save_atomic(checkpoint, out / "net_g_ema.pt")
 
 
+def metadata(settings: dict, about: dict[str, str]) -> dict[str, str]:
+    """What a .safetensors file says of the run that made it."""
+    return {"net": settings["net"], "sampler": settings["sampler"], "base": about["base"],
+            "q": "+".join(settings["iqa"]) or "none", "steps": about["steps"]}
+
+
 def write_card(path: Path, title: str, architecture: str, files: str, settings: dict,
                about: dict[str, str], results: str = "") -> None:
     """Write a model card of model_card.md.
 
-    files: what lies beside it, in a sentence; settings: as in net_g_ema.pt; about: "base", "data"
-    and "steps"; results: Markdown
+    files: what lies beside it, in a sentence; settings: as in net_g_ema.pt; about: "base", "data",
+    "steps", and of the data "licences" where they are known; results: Markdown
     """
     if "lambda_q" not in settings:
         method = "training on ground truths that a sampler chooses, Sec. 4.2"
@@ -199,17 +205,21 @@ def write_card(path: Path, title: str, architecture: str, files: str, settings: 
         sampler=settings["sampler"], losses=" + ".join(losses),
         q=f"{names}, whose score training raises, so it is no proof" if names else "none",
         results=f"\n{results}\n" if results else "",
-        licences="\n".join(f"- {line}" for line in _licences(settings, about["base"])))
+        licences="\n".join(f"- {line}" for line in _licences(settings, about)))
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def _licences(settings: dict, base: str) -> list[str]:
-    lines = [] if base == "random weights" else [f"the base network, {base}"]
-    lines.append("the training images")
+def _licences(settings: dict, about: dict[str, str]) -> list[str]:
+    base = about["base"]
+    known = ": BSD-3-Clause" * base.startswith("RealESRGAN_x4plus")
+    lines = [] if base == "random weights" else [f"the base network, {base}{known}"]
+    known = about.get("licences")
+    lines.append("the training images" + (f": {known}" if known else ""))
     for name in settings["iqa"]:
         own = ":" in name
-        lines.append(f"`{name}`, " + ("its weights and what it learnt from" if own else
+        known = ": EfficientNet-lite0's, Apache-2.0" * (name == "demo.photo_quality:q")
+        lines.append(f"`{name}`, " + (f"its weights and what it learnt from{known}" if own else
                                       "its weights, and pyiqa: PolyForm Noncommercial"))
     if settings["lambda_p"] and settings["perceptual"] == "vgg19":
         lines.append("torchvision's VGG19, trained on ImageNet")

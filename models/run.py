@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 EARLY = (1, 100)  # steps after which a run saves and shows samples besides: a fault shows at once
+PACKAGES = ("torch", "torchvision", "numpy", "pillow", "opencv-python-headless", "simplejpeg",
+            "kornia-rs", "pyiqa", "spandrel")  # on which results may depend
 LOCKS: list[IO] = []  # of the run folders of this process
 
 
@@ -93,6 +95,7 @@ class TrainingRun:
             if args.rank == 0:  # it is the sum over the ranks
                 self.meter = saved["meter"].to(self.meter)
         self.watch = LossWatch(losses, args.device)
+        self.scored: dict[str, str] = {}  # the last validation, for the bar
         self.shown: tuple[Tensor, Tensor] | None = None  # LQ and ground truth of the sample images
         if args.rank == 0:
             if self.done:
@@ -159,8 +162,9 @@ class TrainingRun:
             if step and fidelity(rows[step]) == max(fidelity(row) for s, row in rows.items() if s):
                 save_atomic(ema_checkpoint(merged_state(net_ema), self.args),
                             self.out / "net_g_best.pt")
-            if step:
-                self.bar.set_postfix({"val_psnr": f"{rows[step]['psnr']:.2f}"})
+            self.scored = {f"val_{k}": f"{v:.4g}" for k, v in rows[step].items() if k != "passed"}
+            scores = ", ".join(f"{key} {value}" for key, value in self.scored.items())
+            tqdm.write(f"{self.out}: step {step}: {scores}", file=sys.stderr)
             if self.extra.get("stopped"):
                 kept = max(s for s, row in rows.items() if row["passed"])
                 tqdm.write(f"{self.out}: stopped at step {step}, as fidelity fell; the result is "
@@ -204,9 +208,12 @@ class TrainingRun:
                 self.log.row(step, lr, means)
                 named = {name: f"{mean:.3g}" for name, mean in
                          zip(self.losses, means, strict=False) if mean}
-                self.bar.set_postfix(named)
+                self.bar.set_postfix(named | self.scored)
                 if self.bar.disable:
                     self._print_progress(step, named)
+        if step == self.done + 1 and args.device.type == "cuda" and args.rank == 0:
+            peak = torch.cuda.max_memory_allocated(args.device) / 2**30
+            print(f"{self.out}: {peak:.1f} GiB of GPU memory at the most, after the first step")
         if self.shown and (step in EARLY or step % args.sample_every == 0):
             lq, gt = self.shown
             with torch.no_grad():
@@ -318,11 +325,19 @@ def write_config(out: Path, args: argparse.Namespace, settings: dict) -> None:
         "command": " ".join(sys.argv), "flags": {k: str(v) for k, v in vars(args).items()},
         "settings": {k: str(v) for k, v in settings.items()},
         "commit": commit.stdout.strip() if commit and not commit.returncode else None,
-        "packages": {"python": platform.python_version()}
-        | {name: version(name) for name in ("torch", "numpy", "pillow")},
+        "packages": {"python": platform.python_version()} | versions(PACKAGES),
     }  # fmt: skip
     with replacing(out / "config.json") as temporary:
         temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """{package: version} of those that are installed."""
+    found = {}
+    for name in packages:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def load_last(out: Path, settings: dict) -> dict | None:

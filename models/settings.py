@@ -9,12 +9,14 @@ import re
 import zlib
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from models.checkpoint import check_finite, file_digest
 from models.hggt import MultiGT
 from models.samplers import SCORING
 from models.scores import cache_stem
+from models.tiles import free_memory
 from models.validation import kept_step
 from models.weights import names_in
 
@@ -103,13 +105,20 @@ def summary(args: argparse.Namespace, net_g: nn.Module, sets: MultiGT, lambdas: 
     losses = ", ".join(f"{weight:g} {name}" for name, weight in lambdas.items() if weight)
     return "\n".join([
         f"{args.out}: {type(net_g).__name__} of {parameters:,} parameters, {trained:,} of them "
-        f"trained, from {args.init or 'random weights'}; on {args.device}, {args.world} processes",
+        f"trained, from {args.init or 'random weights'}; on {args.device}, {args.world} processes"
+        + memory(args.device),
         f"  data: {args.data}, {len(sets.names)} sets of {len(sets.paths[0])}; sampler "
         f"{args.sampler}" + (f"; Q: {' '.join(args.iqa)}" if uses_quality(args) else ""),
         f"  losses: {losses}" + (f"; perceptual: {args.perceptual}" if args.lambda_p else ""),
         f"  {args.steps:,} steps of {args.batch_size} patches of {args.patch_size} pixels; {lr}; "
         f"EMA {args.ema_decay}{' with warm-up' if args.ema_warmup else ''}",
     ])
+
+
+def memory(device: torch.device) -> str:
+    """The free memory of a device, as text; empty where it is not known."""
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
+    return f", {free / 2**30:.0f} GiB of memory free" if free else ""
 
 
 def ema_checkpoint(state: dict[str, Tensor], args: argparse.Namespace) -> dict:

@@ -240,6 +240,14 @@ def test_validation_scores_the_averaged_network_as_the_tables_do(base, pairs, mo
     assert (base / "valid/log.csv").read_bytes() == (base / "valid2/log.csv").read_bytes()
 
 
+def test_each_validation_is_told_in_a_line(base, pairs):
+    result = run("train_sr.py", *RAND, *pairs, "--steps", 2, "--out", "told", cwd=base)
+    told = re.findall(r"^told: step (\d): val_psnr (\S+), val_ssim \S+, val_q \S+$", result.stderr,
+                      re.M)
+    assert told == [(row["step"], f"{float(row['val_psnr']):.4g}")
+                    for row in read_validations(base / "told")] and len(told) == 2
+
+
 @pytest.mark.slow
 def test_the_guard_goes_back_to_the_last_step_of_equal_fidelity(base, pairs):
     check_guard(base, pairs, processes=0)
@@ -367,8 +375,9 @@ def test_a_run_says_what_it_is_and_off_a_terminal_how_far_it_has_come(base):
     result = run("train_sr.py", *TINY, "--sampler", "amo", "--init", "stage1/net_g_ema.pt",
                  "--steps", 5, "--log-every", 2, "--out", "said", cwd=base)
     lines = result.stdout.splitlines()
-    assert re.match(r"said: SwinIR of 4\d,\d{3} parameters, 4\d,\d{3} of them trained, from stage1/"
-                    r"net_g_ema.pt; on cpu, 1 processes", lines[0])
+    assert re.fullmatch(r"said: SwinIR of 4\d,\d{3} parameters, 4\d,\d{3} of them trained, from "
+                        r"stage1/net_g_ema.pt; on cpu, 1 processes, \d+ GiB of memory free",
+                        lines[0])
     assert lines[1] == ("  data: HGGT, 4 sets of 5; sampler amo; Q: test_train:sharpness")
     assert lines[2] == "  losses: 1 l_pix, 1 l_percep, 0.1 l_adv; perceptual: laplacian"
     assert lines[3].startswith("  5 steps of 2 patches of 32 pixels; lr 0.001, halved after 200000")

@@ -13,7 +13,9 @@ from PIL import Image
 from scripts import ROOT, run_script
 
 from demo import photo_quality
+from models import export
 from models.checkpoint import read_csv, save_atomic
+from models.hggt import load_sets
 from models.rrdb import RRDBNet
 from models.weights import load_net
 from tools import prefetch, tune, tune_data
@@ -65,16 +67,46 @@ def test_two_photos_are_also_shown_whole_and_no_table_has_them(tmp_path):
     photos = make_photos(tmp_path / "photos", 2)
     Image.fromarray(smooth_image(np.random.default_rng(0), 303, 1500)).save(photos / "wide.png")
     files = [photos / "wide.png", photos / "photo00.png"]
-    tune_data.write_whole(files, tmp_path / "test", "two_round")
+    tune_data.write_whole(files, tmp_path / "test", "two_round", 1)
     for name, (width, height) in (("wide", (768, 152)), ("photo00", (300, 260))):
         gt, lq = (Image.open(tmp_path / f"test/{kind}/{name}_whole.png") for kind in ("gt", "lq"))
         assert gt.size == (width, height) and lq.size == (width // 4, height // 4)
         small = np.asarray(gt.resize(lq.size, Image.Resampling.BICUBIC))
         likeness = np.corrcoef(small.ravel(), np.asarray(lq).ravel())[0, 1]
         assert 0.5 < likeness < 0.999, likeness  # the same photo, degraded
-    tune_data.write_crops(files, tmp_path / "test", "two_round")
+    tune_data.write_crops(files, tmp_path / "test", "two_round", 1)
     assert {file.name for file in tune_data.list_crops(tmp_path)} >= {"wide_0.png", "photo00_0.png"}
     assert not [file for file in tune_data.list_crops(tmp_path) if "whole" in file.name]
+
+
+def test_shrunk_photos_are_those_of_the_training(tmp_path):
+    photos = make_photos(tmp_path / "photos", 1)
+    Image.fromarray(smooth_image(np.random.default_rng(0), 515, 601)).save(photos / "large.png")
+    large, = tune_data.usable_photos(photos, 64, shrink=2)
+    parts = {"train": [large], "val": [large], "test": [large]}
+    tune_data.make_data(parts, tmp_path / "work", "light", 2)
+    whole = Image.open(tmp_path / "work/test/gt/large_whole.png")
+    assert whole.size == (300, 256)
+    sets = load_sets(tmp_path / "work/train").subset(np.arange(1), 2)
+    assert (np.asarray(whole) == sets.read(sets.paths[0][0])[:256]).all()
+    with pytest.raises(ValueError, match="made of other photos, or with another --shrink"):
+        tune_data.make_data(parts, tmp_path / "work", "light", 1)
+
+
+def test_without_a_guard_the_scale_is_1():
+    args = argparse.Namespace(guard=0.0)
+    assert tune.choose_scale(args, None, None) == (1.0, ["scale 1, as --guard is 0"])
+
+
+def test_the_card_names_the_licences(tmp_path):
+    photos = make_photos(tmp_path / "photos", 1)
+    (photos / "SOURCES.csv").write_text("file,author,licence\na.png,A,CC-BY-4.0\nb.png,B,CC0\n")
+    licences = tune.photo_licences(argparse.Namespace(photos=photos))
+    about = {"base": "RealESRGAN_x4plus.pth sha256 0", "licences": licences}
+    settings = {"iqa": ["demo.photo_quality:q"], "lambda_p": 1, "perceptual": "laplacian"}
+    base, images, q = export._licences(settings, about)
+    assert base.endswith(": BSD-3-Clause") and images == "the training images: CC-BY-4.0, CC0"
+    assert "Apache-2.0" in q
 
 
 def test_crops_and_captions_name_the_author(tmp_path):
@@ -128,7 +160,7 @@ def test_missing_weights_are_refused_with_the_way_on(tmp_path):
     assert done.returncode == 2 and not (tmp_path / "out").exists(), done.stderr
     lines = done.stderr.splitlines()
     assert "metric musiq: no weights" in lines[-3] and "no VGG19 weights" in lines[-2]
-    assert f"or go on without them: {tune.STAND_IN}" in lines[-1]
+    assert f"or go on without them: {tune.WITHOUT_WEIGHTS} {tmp_path / 'photos'}" == lines[-1]
 
 
 # ------------------------------------------------------------------------- networks by name

@@ -8,10 +8,12 @@
 
 In:  a folder of PNG, JPEG, WebP, TIFF; --init, an x4 network (default: RealESRGAN_x4plus, which is
      downloaded). No second ground truth and no labels are needed.
-Out: --out (default results/photos): tuned.pth, tuned.safetensors, lora.pt, adapter/, config.json,
-     card.md; photos.csv, photos_per_image.csv, log.csv, strip.png, report.html; JPEG crops of two
-     test photos, and captions.csv with the authors if there is a SOURCES.csv beside the photos.
-     Runs and data are in runs/photos. Rerun the same command to resume.
+Out: --out (default results/photos-DIR): tuned.pth, tuned.safetensors, lora.pt, adapter/,
+     config.json, card.md; photos.csv, photos_per_image.csv, log.csv, strip.png, report.html; JPEG
+     crops of two test photos, and captions.csv with the authors if there is a SOURCES.csv beside
+     the photos.
+     Runs and data are in runs/photos-DIR (of demo/photos: results/photos, runs/photos). Rerun the
+     same command to resume.
 
 The photos are split by their content's hash: a fifth, four at least, to test, as many to validate,
 the rest to train. Test photos are read once, for the last table. Q is what the reward raises, so it
@@ -45,7 +47,7 @@ from models.checkpoint import (
     write_csv,
 )
 from models.distributed import clean_exit
-from models.export import write_card, write_weights
+from models.export import metadata, write_card, write_weights
 from models.flags import SEED, integer, new_parser, number, perceptual, refuse
 from models.images import read_rgb, write_png
 from models.metrics import as_image, as_tensor, load_metrics, rounded, score_pair
@@ -69,7 +71,9 @@ from tools.upscale import apply_lora, bicubic
 ROOT = Path(__file__).resolve().parent.parent
 SCALES = (0.5, 1.0, 1.5)  # of the adapters, besides 0
 DEGRADATIONS = {SwinIR: "one_round", RRDBNet: "two_round"}
-STAND_IN = "Q=demo.photo_quality:q PERCEPTUAL=laplacian bash run_all.sh photos"
+STAND_IN = "demo.photo_quality:q"
+STAND_IN_NOTE = "Q is a stand-in for MUSIQ that has seen no human rating"
+WITHOUT_WEIGHTS = f"Q={STAND_IN} PERCEPTUAL=laplacian bash run_all.sh photos"
 # ASSUMED: short runs, on a CPU with a larger learning rate, as a prototype with the stand-in for Q
 # did well on other photos; the paper has 20,000 steps at 5e-5.
 CPU = {"steps": 120, "batch_size": 2, "patch_size": 128, "lr": 1e-4, "ema_decay": 0.8, "every": 20}
@@ -100,13 +104,14 @@ def tune(args: argparse.Namespace, out: Path, *flags: str) -> None:
     """Fine-tune into `out`, or resume. ValueError if it fails, or was run with other settings."""
     val = [str(args.work / "val" / kind) for kind in ("lq", "gt")]
     command = [
-        sys.executable, "finetune_lora.py", "--data", str(args.work / "train"), "--init",
-        str(args.init), "--sampler", "origs_only", "--iqa", args.q, "--perceptual", args.perceptual,
-        "--steps", args.steps, "--batch-size", args.batch_size, "--patch-size", args.patch_size,
-        "--lr", args.lr, "--milestones", args.steps, "--lambda-q", args.lambda_q, "--ema-decay",
-        args.ema_decay, "--val", *val, "--val-every", args.every, "--guard", args.guard,
-        "--log-every", 10, "--save-every", args.every, "--sample-every", args.every, "--cache",
-        str(args.work / "cache"), "--seed", args.seed, "--out", str(out), *flags,
+        sys.executable, "finetune_lora.py", "--data", str(args.work / "train"), "--shrink",
+        args.shrink, "--init", str(args.init), "--sampler", "origs_only", "--iqa", args.q,
+        "--perceptual", args.perceptual, "--steps", args.steps, "--batch-size", args.batch_size,
+        "--patch-size", args.patch_size, "--lr", args.lr, "--milestones", args.steps, "--lambda-q",
+        args.lambda_q, "--ema-decay", args.ema_decay, "--val", *val, "--val-every", args.every,
+        "--guard", args.guard, "--log-every", 10, "--save-every", args.every, "--sample-every",
+        args.every, "--cache", str(args.work / "cache"), "--seed", args.seed, "--out", str(out),
+        *flags,
     ]
     print(shlex.join(map(str, command[1:])), flush=True)
     if subprocess.run([str(word) for word in command], cwd=ROOT).returncode or not (
@@ -118,6 +123,8 @@ def tune(args: argparse.Namespace, out: Path, *flags: str) -> None:
 def choose_scale(args: argparse.Namespace, nets: Callable[[float], nn.Module], device: torch.device
                  ) -> tuple[float, list[str]]:
     """The largest scale of the adapters that passes the guard, and a line for each scale."""
+    if not args.guard:
+        return 1.0, ["scale 1, as --guard is 0"]
     pairs = read_pairs(str(args.work / "val/lq"), str(args.work / "val/gt"))
     validation = Validation(pairs, None, args.q, device)
     base, *rows = (dict(zip(validation.columns, validation(nets(scale)), strict=True))
@@ -192,14 +199,23 @@ def write_strip(args: argparse.Namespace, name: str, rows: list[str]) -> None:
     save(draw_grid([cells], [""]), args.out / "strip.png", "")
 
 
+def read_sources(args: argparse.Namespace) -> dict[str, dict[str, str]]:
+    """{file: its row of the photos' SOURCES.csv}; empty without one."""
+    file = args.photos / "SOURCES.csv"
+    rows = read_csv(file, ["file", "author", "licence"])[0] if file.is_file() else []
+    return {row["file"]: row for row in rows}
+
+
+def photo_licences(args: argparse.Namespace) -> str:
+    return ", ".join(sorted({row["licence"] for row in read_sources(args).values()}))
+
+
 def write_pictures(args: argparse.Namespace, photos: list[Path], best: str) -> None:
     """A JPEG crop of each photo, by base, tuned and as photographed; captions.csv with the authors.
 
     The captions are for NAME_0 and its crops, NAME_1, NAME_whole and strip.png.
     """
-    credits, sources = [], args.photos / "SOURCES.csv"
-    known = {row["file"]: row for row in read_csv(sources, ["file", "author", "licence"])[0]
-             } if sources.is_file() else {}
+    credits, known = [], read_sources(args)
     for file in photos[:2]:
         shown = {"base": args.work / "sr/base", "tuned": args.work / "sr" / best,
                  "photo": args.work / "test/gt"}
@@ -226,24 +242,28 @@ def write_tuned_card(args: argparse.Namespace, kind: str, about: dict[str, str],
     scores = "\n".join(f"| {row} | " + " | ".join(cell(v, 3) for v in np.mean(s, 0)) + " |"
                        for row, s in table.items())
     choice = "\n".join(f"- {line}" for line in lines)
+    why = ", the largest that keeps fidelity on the validation photos" if args.guard else ""
     write_card(
         args.out / "card.md", f"{Path(args.init).name}, tuned on photos", kind,
         "`tuned.pth` and `tuned.safetensors` load wherever the base network loads; `lora.pt` and "
         "`adapter/` hold the adapters at scale 1.",
         read_settings(args.work / "lora/net_g_ema.pt"), about,
-        f"Adapters' scale: {chosen:g}, the largest that keeps fidelity on the validation photos:\n"
-        f"\n{choice}\n\n| model | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}\n"
-        f"{scores}\n\nMean of the test photos' crops; PSNR in dB.")
+        f"Adapters' scale: {chosen:g}{why}:\n\n{choice}\n\n| model | {' | '.join(columns)} |\n"
+        f"|{'---|' * (len(columns) + 1)}\n{scores}\n\nMean of the test photos' crops; PSNR in dB.")
 
 
 def write_weights_and_page(
     args: argparse.Namespace, photos: list[Path],
-    rows: dict[str, nn.Module | Callable[[Tensor], Tensor]], best: str, device: torch.device,
+    rows: dict[str, nn.Module | Callable[[Tensor], Tensor]], best: str, about: dict[str, str],
+    device: torch.device,
 ) -> None:
-    """What other programs load, and what people look at. best: the chosen row of `rows`."""
+    """What other programs load, and what people look at.
+
+    best: the chosen row of `rows`; about: the weights' metadata
+    """
     lora = args.work / "lora"
     for name in ("tuned.pth", "tuned.safetensors"):
-        write_weights(rows[best], args.out / name, names_in(args.init))
+        write_weights(rows[best], args.out / name, names_in(args.init), about)
     for name in ("lora.pt", "config.json", "log.csv"):
         shutil.copyfile(lora / name, args.out / name)
     if (lora / "adapter").is_dir():
@@ -275,7 +295,8 @@ def check_metrics(args: argparse.Namespace, device: torch.device) -> None:
         except (OSError, ValueError) as error:
             problems.append(one_line(error))
     if problems:
-        raise ValueError("\n".join([*problems, f"or go on without them: {STAND_IN}"]))
+        way = f"or go on without them: {WITHOUT_WEIGHTS} {args.photos}"
+        raise ValueError("\n".join([*problems, way]))
 
 
 def main(args: argparse.Namespace) -> None:
@@ -287,8 +308,12 @@ def main(args: argparse.Namespace) -> None:
     if args.lambda_q is None:  # ASSUMED: Eq. 5's for MUSIQ; the stand-in's gradient is larger
         args.lambda_q = 0.05 if args.q == "musiq" else 0.003
 
+    folder = args.photos.resolve()
+    name = "photos" if folder == ROOT / "demo/photos" else f"photos-{folder.name}"
+    args.out, args.work = args.out or Path("results", name), args.work or Path("runs", name)
+
     # Inputs: all are checked before anything is written
-    photos = usable_photos(args.photos, args.patch_size)
+    photos = usable_photos(args.photos, args.patch_size, args.shrink)
     parts = split_photos(photos)
     args.init = args.init or fetch_network("realesrgan_x4plus")
     net = load_net(args.init)
@@ -297,7 +322,7 @@ def main(args: argparse.Namespace) -> None:
     print(f"{len(parts['train'])} photos to train, {len(parts['val'])} to validate, "
           f"{len(parts['test'])} to test; {kind.__name__} of {args.init}", flush=True)
     args.out.mkdir(parents=True, exist_ok=True)
-    make_data(parts, args.work, DEGRADATIONS.get(kind, "two_round"))
+    make_data(parts, args.work, DEGRADATIONS.get(kind, "two_round"), args.shrink)
 
     # Fine-tuning, and with --compare what it is compared with
     lora = args.work / "lora"
@@ -328,7 +353,8 @@ def main(args: argparse.Namespace) -> None:
         f"degraded as {DEGRADATIONS.get(kind, 'two_round')}; RGB, 8 bit, 4-pixel border cropped "
         "for full reference",
         f"base: {base}; tuned xS: its adapters times S; Q: {args.q}, which the reward raises, so "
-        "it judges nothing",
+        f"it judges nothing; perceptual loss: {args.perceptual.partition('@')[0]}",
+        *[STAND_IN_NOTE] * (args.q == STAND_IN),
         f"trained for {last} steps, of which the guard kept {kept} (log.csv), with the "
         f"settings in config.json; lr {args.lr:g}, lambda_Q {args.lambda_q:g}, seed {args.seed}; "
         f"guard {args.guard:g} dB; chosen: scale {chosen:g}", *lines,
@@ -336,9 +362,11 @@ def main(args: argparse.Namespace) -> None:
     write_table(args, columns, table, notes)
 
     about = {"base": base, "steps": str(kept), "data": f"{len(parts['train'])} photos"}
+    about["licences"] = photo_licences(args)
     write_tuned_card(args, kind.__name__, about, chosen, lines, columns, table)
+    about = metadata(read_settings(lora / "net_g_ema.pt"), about) | {"lora_scale": f"{chosen:g}"}
     write_weights_and_page(args, parts["test"], rows, f"tuned x{chosen:g}" if chosen else "base",
-                           device)
+                           about, device)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -346,8 +374,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("photos", type=Path, metavar="DIR", help="photos: PNG, JPEG, WebP, TIFF")
     add("--init", metavar="FILE", help="x4 network to start from (default: RealESRGAN_x4plus)")
-    add("--out", type=Path, default=Path("results/photos"), metavar="DIR", help="for the results")
-    add("--work", type=Path, default=Path("runs/photos"), metavar="DIR", help="for data and runs")
+    add("--out", type=Path, metavar="DIR", help="for the results (default: results/photos-DIR)")
+    add("--work", type=Path, metavar="DIR", help="for data and runs (default: runs/photos-DIR)")
+    add("--shrink", type=integer(1, 16), default=1, metavar="N",
+        help="use the photos at 1/N of their sides, which hides JPEG's artefacts")
     add("--q", default=os.environ.get("Q", "musiq"), metavar="NAME[@FILE]",
         help="quality model to raise (default: Q=, else musiq)")
     add("--perceptual", type=perceptual, metavar="vgg19[@FILE]|laplacian",

@@ -31,13 +31,16 @@ def split_photos(files: Iterable[Path]) -> dict[str, list[Path]]:
     return {"test": ordered[:n], "val": ordered[n : 2 * n], "train": ordered[2 * n :]}
 
 
-def usable_photos(folder: Path, patch_size: int) -> list[Path]:
-    """The photos that are large enough; lines tell of the others. ValueError names broken ones."""
+def usable_photos(folder: Path, patch_size: int, shrink: int = 1) -> list[Path]:
+    """The photos that are large enough; lines tell of the others. ValueError names broken ones.
+
+    shrink: photos are used at 1 / shrink of their sides
+    """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of photos")
     files, others = list_images(folder, PHOTOS)
     sizes = {file: photo_size(file) for file in files}
-    side = max(CROP, patch_size)
+    side = max(CROP, patch_size) * shrink
     large = [file for file in files if min(sizes[file]) >= side]
     small = len(files) - len(large)
     print(describe_folder(folder, files, others)
@@ -63,14 +66,23 @@ def detailed_corners(image: np.ndarray, count: int = 2) -> list[tuple[int, int]]
     return corners
 
 
-def write_crops(files: list[Path], folder: Path, degradation: str) -> None:
+def read(file: Path, shrink: int) -> np.ndarray:
+    """A photo at 1 / shrink of its sides, reduced as training reduces it; uint8 (H, W, 3)."""
+    image = read_srgb(file)
+    if shrink == 1:
+        return image
+    height, width = (side // shrink * shrink for side in image.shape[:2])
+    return np.asarray(Image.fromarray(image[:height, :width]).reduce(shrink))
+
+
+def write_crops(files: list[Path], folder: Path, degradation: str, shrink: int) -> None:
     """gt/NAME.png and lq/NAME.png of each photo's crops; what is there is kept."""
     for k, file in enumerate(progress(files, folder.name, unit="photo")):
         names = [(folder / "gt" / f"{file.stem}_{i}.png", folder / "lq" / f"{file.stem}_{i}.png")
                  for i in range(2)]
         if all(name.is_file() for pair in names for name in pair):
             continue
-        image = read_srgb(file)
+        image = read(file, shrink)
         for i, (top, left) in enumerate(detailed_corners(image)):
             gt_file, lq_file = names[i]
             write_png(gt_file, image[top : top + CROP, left : left + CROP])
@@ -78,13 +90,13 @@ def write_crops(files: list[Path], folder: Path, degradation: str) -> None:
             write_png(lq_file, degrade_patch(image, top, left, CROP, rng, degradation))
 
 
-def write_whole(files: list[Path], folder: Path, degradation: str) -> None:
+def write_whole(files: list[Path], folder: Path, degradation: str, shrink: int) -> None:
     """gt/NAME_whole.png and lq/NAME_whole.png of each photo, reduced if it is larger than WHOLE."""
     for k, file in enumerate(files):
         gt_file, lq_file = (folder / kind / f"{file.stem}_whole.png" for kind in ("gt", "lq"))
         if gt_file.is_file() and lq_file.is_file():
             continue
-        image = Image.fromarray(read_srgb(file))
+        image = Image.fromarray(read(file, shrink))
         image.thumbnail((WHOLE, WHOLE), Image.Resampling.LANCZOS)  # never enlarges
         gt = np.asarray(image)[: image.height // 4 * 4, : image.width // 4 * 4]
         rng = np.random.default_rng((k, 2))  # the crops have 0 and 1
@@ -92,21 +104,25 @@ def write_whole(files: list[Path], folder: Path, degradation: str) -> None:
         write_png(lq_file, apply_degradation(gt, draw_degradation(rng, degradation), rng))
 
 
-def make_data(parts: dict[str, list[Path]], work: Path, degradation: str) -> None:
-    """work/train with the photos, work/val and work/test with crops."""
+def make_data(parts: dict[str, list[Path]], work: Path, degradation: str, shrink: int = 1) -> None:
+    """work/train with the photos, work/val and work/test with crops at 1 / shrink of their sides.
+    """
     listing = {name: [f"{file.name} {sha256(file)}" for file in part]
                for name, part in parts.items()} | {"degradation": degradation}
+    if shrink > 1:
+        listing["shrink"] = shrink
     record = work / "split.json"
     if record.is_file() and json.loads(record.read_text()) != listing:
-        raise ValueError(f"{work}: made of other photos; delete it, or give another --work")
+        raise ValueError(f"{work}: made of other photos, or with another --shrink; delete it, or "
+                         "give another --work")
     (work / "train").mkdir(parents=True, exist_ok=True)
     for file in parts["train"]:
         if not (work / "train" / file.name).is_file():
             with replacing(work / "train" / file.name) as temporary:
                 shutil.copyfile(file, temporary)
     for part in ("val", "test"):
-        write_crops(parts[part], work / part, degradation)
-    write_whole(parts["test"][:2], work / "test", degradation)
+        write_crops(parts[part], work / part, degradation, shrink)
+    write_whole(parts["test"][:2], work / "test", degradation, shrink)
     with replacing(record) as temporary:
         temporary.write_text(json.dumps(listing, indent=1))
 

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import safe_open
 from scripts import run_script
 from test_runs import base, check_guard, pairs  # noqa: F401
 from test_train import TINY, run, same_weights
@@ -53,6 +54,11 @@ def test_one_command_tunes_a_network_and_resumes(tmp_path):
     assert read_state(out / "tuned.safetensors").keys() == net.state_dict().keys()
     assert json.loads((out / "config.json").read_text())["flags"]["sampler"] == "origs_only"
     card = (out / "card.md").read_text()
+    with safe_open(out / "tuned.safetensors", "pt") as file:
+        about = file.metadata()
+    assert (about["q"], about["sampler"], about["lora_scale"]) == (
+        "demo.photo_quality:q", "origs_only", chosen)
+    assert "Q is a stand-in for MUSIQ" in " ".join(notes)
     assert "| tuned x1 |" in card and f"scale: {chosen}" in card and "{" not in card
     assert (out / "strip.png").is_file() and (out / "report.html").stat().st_size > 1e5
     assert len(list(out.glob("*_0_*.jpg"))) == 6
