@@ -19,7 +19,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.equal_q import COLUMNS, RESULTS, WORK, Q, cells, run, score
+from benchmarks.equal_q import (
+    ABOUT_Q,
+    COLUMNS,
+    PERCEPTUAL,
+    RESULTS,
+    WORK,
+    Q,
+    cells,
+    run,
+    score,
+)
 from models.checkpoint import write_csv
 from models.distributed import clean_exit
 from models.flags import integer, new_parser
@@ -52,7 +62,7 @@ def make_sets(base: Path) -> None:
 
 def train(base: Path, row: str) -> None:
     run("train_sr.py", "--data", RUNS / "sets", "--init", base, "--sampler", SAMPLERS[row],
-        "--iqa", Q, "--perceptual", "laplacian", "--lambda-a", 0, "--batch-size", 2, "--patch-size",
+        "--iqa", Q, "--perceptual", PERCEPTUAL, "--lambda-a", 0, "--batch-size", 2, "--patch-size",
         128, "--lr", 2e-5, "--ema-decay", 0.95, "--steps", STEPS, "--num-workers", 0, "--log-every",
         STEPS, "--save-every", 50, "--sample-every", STEPS, "--out", RUNS / row)
 
@@ -76,6 +86,7 @@ def main(args: argparse.Namespace) -> None:
     write_csv(RESULTS / "amo.csv", ["model", *COLUMNS, "original", "adapters", "all_weights",
                                     "x4plus"], rows, [
         f"a first look: one seed, {STEPS} steps, no discriminator; Q: {Q}, by which AMO chooses",
+        ABOUT_Q,
         "the last four columns: the share of each ground truth in training"])
     print((RESULTS / "amo.csv").read_text())
 

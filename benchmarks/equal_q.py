@@ -10,7 +10,8 @@ equal Q means: between two scorings, all values are interpolated linearly in Q. 
 and Q are those of `bash run_all.sh photos`. Rerun the same command to resume.
 
 Out: results/photos/equal_q_validation.csv (every setting), equal_q_test.csv (every seed and crop
-     along its path), equal_q.csv (methods and their difference at each gain, with intervals).
+     along its path), equal_q.csv (methods and their difference at each gain, with intervals),
+     equal_q.png (a test crop by both methods, where their Q is nearest the middle gain).
 """
 
 import argparse
@@ -35,15 +36,17 @@ from models.metrics import as_image, as_tensor, load_metrics, rounded, score_pai
 from models.weights import load_net
 from paper.noise import best_window, gradient, high_pass, structured_noise, window_sums
 from tools.prefetch import fetch_network
-from tools.tune import CPU
+from tools.tune import CPU, STAND_IN, STAND_IN_NOTE
 from tools.tune_data import CROP, list_crops, make_data, split_photos, usable_photos
 
 PHOTOS, RESULTS = Path("demo/photos"), Path("results/photos")
 WORK, RUNS = Path("runs/photos"), Path("runs/equal_q")
-Q = "demo.photo_quality:q"
+Q, PERCEPTUAL = STAND_IN, "laplacian"
+ABOUT_Q = f"{STAND_IN_NOTE}; perceptual loss: {PERCEPTUAL}"
 # Around what did well in a prototype on other photos; full fine-tuning needs a tenth
 RATES = {"lora": (5e-5, 1e-4, 2e-4), "full": (5e-6, 1e-5, 2e-5)}
 LAMBDAS = (0.003, 0.01)
+NAMES = {"lora": "adapters", "full": "all weights"}
 SEED, SEEDS = 0, (1, 2, 3)  # of the choice, and of the result
 EVERY, MOST = 20, 160  # steps
 GAINS = (5.0, 10.0, 15.0)  # of Q over the base network
@@ -100,7 +103,7 @@ def train_and_score(base: str, method: str, lr: float, lambda_q: float, seed: in
 def train(base: str, out: Path, method: str, lr: float, lambda_q: float, seed: int, steps: int
           ) -> None:
     run("finetune_lora.py", "--data", WORK / "train", "--init", base, "--sampler", "origs_only",
-        "--iqa", Q, "--perceptual", "laplacian", "--batch-size", CPU["batch_size"], "--patch-size",
+        "--iqa", Q, "--perceptual", PERCEPTUAL, "--batch-size", CPU["batch_size"], "--patch-size",
         CPU["patch_size"], "--ema-decay", CPU["ema_decay"], "--lr", lr, "--lambda-q", lambda_q,
         "--seed", seed, "--steps", steps, "--num-workers", 0, "--sample-every", 0, "--log-every",
         EVERY, "--out", out, *["--full"] * (method == "full"))
@@ -128,7 +131,8 @@ def at_gain(path: dict[int, np.ndarray], gain: float) -> np.ndarray:
 
 def main(args: argparse.Namespace) -> None:
     base = str(fetch_network("realesrgan_x4plus"))
-    make_data(split_photos(usable_photos(PHOTOS, CPU["patch_size"])), WORK, "two_round")
+    parts = split_photos(usable_photos(PHOTOS, CPU["patch_size"]))
+    make_data(parts, WORK, "two_round")
     settings = [(method, lr, lambda_q) for method, rates in RATES.items()
                 for lr in rates for lambda_q in LAMBDAS]
     with ProcessPoolExecutor(args.jobs, get_context("spawn")) as pool:
@@ -138,7 +142,13 @@ def main(args: argparse.Namespace) -> None:
         chosen = choose(validation)
         runs = [(*setting, seed) for setting in chosen.values() for seed in SEEDS]
         paths = pool.map(train_and_score, *zip(*[(base, *r, "test") for r in runs], strict=True))
-        write_tables(chosen, dict(zip(runs, paths, strict=True)))
+        paths = dict(zip(runs, paths, strict=True))
+        write_tables(chosen, paths)
+        shown = {run: step_near(path, GAINS[1]) for run, path in paths.items()
+                 if run[-1] == SEEDS[0]}
+        files = list(pool.map(train_shown, [base] * len(shown), shown, shown.values()))
+    write_strip(f"{parts['test'][0].stem}_0.png", {"base": base} | {
+        NAMES[method]: file for (method, *_), file in zip(shown, files, strict=True)})
 
 
 def choose(validation: dict[tuple, dict[int, np.ndarray]]) -> dict[str, tuple]:
@@ -154,8 +164,9 @@ def choose(validation: dict[tuple, dict[int, np.ndarray]]) -> dict[str, tuple]:
     if missing := [method for method in RATES if method not in best]:
         raise ValueError(f"{', '.join(missing)}: no setting raised Q by {GAINS[1]:g}")
     chosen = {method: setting for method, (_, setting) in best.items()}
-    notes = [f"means over the validation crops of {PHOTOS}; seed {SEED}; Q: {Q}", "chosen: " +
-             "; ".join(f"{m}: lr {lr:g}, lambda_Q {lq:g}" for m, lr, lq in chosen.values())]
+    notes = [f"means over the validation crops of {PHOTOS}; seed {SEED}; Q: {Q}", ABOUT_Q,
+             "chosen: " + "; ".join(f"{m}: lr {lr:g}, lambda_Q {lq:g}"
+                                    for m, lr, lq in chosen.values())]
     write_csv(RESULTS / "equal_q_validation.csv",
               ["method", "lr", "lambda_q", "step", *COLUMNS], rows, notes)
     return chosen
@@ -166,7 +177,7 @@ def write_tables(chosen: dict[str, tuple], paths: dict[tuple, dict[int, np.ndarr
     names = [file.stem for file in list_crops(WORK)]
     photos = np.array([name.rpartition("_")[0] for name in names])
     notes = ["; ".join(f"{m}: lr {lr:g}, lambda_Q {lq:g}" for m, lr, lq in chosen.values()),
-             f"{len(set(photos))} test photos, two crops of {CROP} pixels each; Q: {Q}"]
+             f"{len(set(photos))} test photos, two crops of {CROP} pixels each; Q: {Q}", ABOUT_Q]
     write_csv(RESULTS / "equal_q_test.csv", ["method", "seed", "step", "image", *COLUMNS],
               [[method, seed, step, name, *(f"{v:.5f}" for v in row)]
                for (method, _, _, seed), path in paths.items() for step, scores in path.items()
@@ -193,6 +204,33 @@ def write_tables(chosen: dict[str, tuple], paths: dict[tuple, dict[int, np.ndarr
               "t-interval of the mean difference"]
     write_csv(RESULTS / "equal_q.csv", ["method", "gain", *COLUMNS], rows, notes)
     print((RESULTS / "equal_q.csv").read_text())
+
+
+def step_near(path: dict[int, np.ndarray], gain: float) -> int:
+    """The scored step whose mean Q has risen by about `gain`."""
+    q = {step: scores[:, COLUMNS.index("q")].mean() for step, scores in path.items()}
+    return min(q, key=lambda step: abs(q[step] - q[0] - gain))
+
+
+def train_shown(base: str, run: tuple, steps: int) -> Path:
+    """The network of a run after `steps` steps, in a folder of its own."""
+    method, lr, lambda_q, seed = run
+    out = RUNS / f"{method}_shown{steps}"
+    train(base, out, method, lr, lambda_q, seed, steps)
+    return out / "net_g_ema.pt"
+
+
+def write_strip(name: str, files: dict[str, str | Path]) -> None:
+    """equal_q.png: a test crop by each network, and as photographed."""
+    from paper.draw import Cell, draw_grid, save
+
+    shown = []
+    for title, file in files.items():
+        with torch.no_grad():
+            lq = as_tensor(read_rgb(WORK / "test/lq" / name), torch.device("cpu"))
+            shown.append(Cell(as_image(rounded(load_net(file)(lq))), title))
+    shown.append(Cell(read_rgb(WORK / "test/gt" / name), "photo"))
+    save(draw_grid([shown], [""]), RESULTS / "equal_q.png", "")
 
 
 def cells(values: np.ndarray) -> list[str]:
