@@ -55,8 +55,11 @@ COLUMNS = ("psnr", "ssim", "q", "piqe", "structured_noise", "flat_noise")
 
 
 def flat_noise(sr: np.ndarray, gt: np.ndarray) -> float:
-    """Standard deviation, in levels, of the high-passed SR image where the photo is flattest."""
-    top, left = best_window(-window_sums(gradient(gt), FLAT))
+    """Standard deviation, in levels, of the high-passed SR image where the photo is flattest.
+
+    That is, where the mean of its squared gradient is the smallest.
+    """
+    top, left = best_window(-window_sums(gradient(gt) ** 2, FLAT))
     return float(high_pass(sr)[top : top + FLAT, left : left + FLAT].std())
 
 
