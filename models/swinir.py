@@ -108,27 +108,33 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(self.fc1(x)))
 
 
-def plain_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """softmax(q k^T + bias) v of (B, windows, heads, tokens, d); bias: (heads, tokens, tokens), or
-    (windows, heads, tokens, tokens).
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor | None) -> Tensor:
+    """softmax(q k^T + bias + mask) v of (B, windows, heads, tokens, d); bias: (heads, tokens,
+    tokens), mask: (windows, tokens, tokens).
 
     For the CPU: the fast kernel of F.scaled_dot_product_attention there cannot take a bias that
     needs a gradient, and with the slow one training took 1.2 to 1.8 times as long.
     """
+    if mask is not None:
+        bias = bias + mask[:, None]  # (windows, heads, tokens, tokens)
     return (q @ k.transpose(-2, -1) + bias).softmax(dim=-1) @ v
 
 
-def fused_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor | None) -> Tensor:
     """`plain_attention` by F.scaled_dot_product_attention, for GPUs.
 
-    Its fused kernels need d to be a multiple of 8, so zeros are appended. The bias takes q's type,
-    bfloat16 under autocast; the logits stay float32 inside the kernel.
+    Its fused kernels need d to be a multiple of 8, so zeros are appended. Bias and mask take q's
+    type, bfloat16 under autocast, before they are added: where the mask is 0, the sum is the same.
+    The logits stay float32 inside the kernel.
     """
     b, n, h, t, d = q.shape
+    bias = bias.to(q.dtype)
+    if mask is not None:
+        bias = bias + mask[:, None].to(q.dtype)  # (windows, heads, tokens, tokens)
     # A bias of its own for each window: the windows count as heads, so that it need not be repeated
     shape = (b, n * h, t, -1) if bias.ndim == 4 else (b * n, h, t, -1)
     q, k, v = (F.pad(x, (0, -d % 8)).reshape(shape) for x in (q, k, v))
-    bias = bias.to(q.dtype).reshape(1, -1, t, t).expand(len(q), -1, -1, -1)
+    bias = bias.reshape(1, -1, t, t).expand(len(q), -1, -1, -1)
     x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
     return x.view(b, n, h, t, -1)[..., :d]
 
@@ -154,11 +160,9 @@ class WindowAttention(nn.Module):
         qkv = self.qkv(x).view(b, n, t, 3, self.num_heads, c // self.num_heads)
         q, k, v = qkv.permute(3, 0, 1, 4, 2, 5)  # each (B, windows, heads, tokens, C / heads)
         bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)
-        if mask is not None:
-            bias = bias + mask[:, None]  # (windows, heads, tokens, tokens)
         fits = b * n * self.num_heads < CUDA_GRID
         attention = fused_attention if x.is_cuda and fits else plain_attention
-        x = attention(self.scale * q, k, v, bias)
+        x = attention(self.scale * q, k, v, bias, mask)
         return self.proj(x.transpose(2, 3).reshape(b, n, t, c))  # (B, windows, tokens, C)
 
 

@@ -1,6 +1,10 @@
-"""A sample of tests/faults/campaign.py: flipped bits, mutated images."""
+"""A sample of tests/faults/campaign.py: flipped bits, mutated images; how kill_loop.py compares."""
 
+import math
+
+import torch
 from faults.campaign import flip_bits, mutate_images
+from faults.kill_loop import difference
 
 
 def test_no_flipped_bit_changes_a_loaded_value(tmp_path):
@@ -11,3 +15,22 @@ def test_no_flipped_bit_changes_a_loaded_value(tmp_path):
 def test_a_mutated_image_is_read_or_refused_in_one_line(tmp_path):
     seen = mutate_images(100, 1, tmp_path)
     assert set(seen) == {"read", "refused"}, seen
+
+
+def test_the_kill_loop_finds_the_largest_difference():
+    """Of two results: (last.pt, rows of log.csv)."""
+    def made(weight=1.0, moment=0.5, loss=0.25, step=8, name="a"):
+        optimiser = {"state": {0: {"exp_avg": torch.tensor([moment])}}}
+        return ({"params": {"w": torch.tensor([2.0, weight])}, "optim_g": optimiser, "step": step,
+                 "settings": {"iqa": name}}, [{"step": 2.0, "l_pix": loss}])
+
+    assert difference(made(), made()) == 0
+    for change in ({"weight": 1.125}, {"moment": 0.625}, {"loss": 0.375}):
+        assert difference(made(), made(**change)) == 0.125
+    assert difference(made(), made(weight=1.125, loss=0.5)) == 0.25
+    for change in ({"step": 9}, {"name": "b"}, {"weight": math.nan}, {"weight": math.inf},
+                   {"loss": math.nan}):
+        assert difference(made(), made(**change)) == difference(made(**change), made()) == math.inf
+    assert difference(torch.zeros(2), torch.zeros(3)) == math.inf
+    assert difference({"a": 1}, {"b": 1}) == difference([1], [1, 2]) == math.inf
+    assert difference(torch.zeros(1), torch.zeros(1).double()) == math.inf

@@ -209,7 +209,7 @@ def test_compiled_runs_resume_and_write_plain_checkpoints(folder, train, monkeyp
             assert torch.allclose(again[part][key].double(), plain[part][key].double(),
                                   atol=2e-4), key
 
-    # LoRA: the adapters are compiled within the blocks
+    # LoRA: a generator with adapters stays as it is, the other networks are compiled
     flags = ("--net", net, "--init", f"{net}_plain/net_g_ema.pt", "--ema-decay", 0)
     for out, more in ((f"{net}_lora", ()), (f"{net}_lora_compiled", ("--compile",))):
         train(out, *flags, *more, script=finetune_lora)

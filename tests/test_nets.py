@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import spandrel
 import torch
+from torch.overrides import TorchFunctionMode
 
 from models import discriminator, swinir
 from models.discriminator import UNetDiscriminatorSN
@@ -524,13 +525,11 @@ def test_fused_attention_equals_the_plain_one(dtype, masked):
     b, n, h, t, d = 2, 4, 3, 64, 30  # heads of 30 channels, as the paper's SwinIR
     q, k, v = (torch.randn(b, n, h, t, d, generator=generator) for _ in range(3))
     bias = torch.randn(h, t, t, generator=generator)
-    if masked:
-        mask = swinir.shifted_window_mask(16, 16, 8)
-        bias = bias + mask[:, None]
+    mask = swinir.shifted_window_mask(16, 16, 8).to(dtype) if masked else None
     results = {}
     for function in (swinir.plain_attention, swinir.fused_attention):
         inputs = [x.to(dtype).requires_grad_() for x in (0.2 * q, k, v, bias)]
-        output = function(*inputs)
+        output = function(*inputs, mask)
         (output.float() * torch.linspace(-1, 1, d)).sum().backward()
         results[function] = output.float(), *(x.grad.float() for x in inputs)
     tolerance = 1e-5 if dtype == torch.float32 else 0.05
@@ -539,21 +538,42 @@ def test_fused_attention_equals_the_plain_one(dtype, masked):
         assert (plain - fused).abs().max() <= tolerance * max(1, plain.abs().max())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fused_attention_adds_the_mask_in_its_inputs_type(dtype):
+    q = torch.rand(2, 4, 3, 64, 30, dtype=dtype)
+    bias, mask, added = torch.randn(3, 64, 64), swinir.shifted_window_mask(16, 16, 8), []
+
+    class Additions(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            if function is torch.Tensor.add:
+                added.append(result)
+            return result
+
+    with Additions():
+        swinir.fused_attention(q, q, q, bias, mask)
+    (result,) = added
+    assert result.dtype == dtype
+    near = (mask == 0)[:, None].expand_as(result)
+    assert torch.equal(result[near], (bias + mask[:, None]).to(dtype)[near])
+    assert result[~near].max() < -900
+
+
 @pytest.mark.parametrize("device, expected", [("cpu", "plain_attention"),
                                               ("cuda", "fused_attention")])
 def test_a_gpu_takes_the_fused_attention(monkeypatch, device, expected):
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     monkeypatch.setattr(torch.nn.init, "trunc_normal_", lambda x, **_: x)  # looks at values
-    monkeypatch.setattr(swinir, expected, lambda q, k, v, bias: 0 * v)  # the other would refuse
     monkeypatch.setattr(swinir, ({"plain_attention", "fused_attention"} - {expected}).pop(), None)
+    monkeypatch.setattr(swinir, expected, lambda q, k, v, bias, mask: 0 * v)
     mode = FakeTensorMode()
     with mode, torch.device(device):
         attention = swinir.WindowAttention(60, 8, 2)
         x = attention(torch.rand(2, 4, 64, 60), swinir.shifted_window_mask(16, 16, 8))
     assert x.shape == (2, 4, 64, 60)
     # More blocks than a kernel can start in one dimension: a photo of a megapixel
-    monkeypatch.setattr(swinir, "plain_attention", lambda q, k, v, bias: 0 * v)
+    monkeypatch.setattr(swinir, "plain_attention", lambda q, k, v, bias, mask: 0 * v)
     monkeypatch.setattr(swinir, "fused_attention", None)
     with mode, torch.device(device):
         assert attention(torch.rand(1, 2**15, 64, 60), None).shape == (1, 2**15, 64, 60)

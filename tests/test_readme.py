@@ -15,6 +15,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
+import torch
 
 import analyze_iqa
 import evaluate
@@ -236,7 +237,8 @@ def test_hggt_settings_called_equal_are_equal_and_the_others_say_why():
         assert verdict.startswith("differs, listed") == (LISTED.get(name, "-----") in points), name
 
 
-def test_hggt_settings_are_those_of_the_code():
+def test_hggt_settings_are_those_of_the_code(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)  # as before, once the test ends
     nets = ("swinir", "rrdb")
     presets = [train_sr.PRESETS[net] for net in nets]
     swinir, rrdb = ({name: p.default for name, p in inspect.signature(preset["build"]).parameters
@@ -273,7 +275,9 @@ def test_hggt_settings_are_those_of_the_code():
         for run in runs:
             train_sr.resolve_args(run, stage_one=bool(stage))
             assert run.lr_d == run.lr and not run.bf16
+            train_sr.set_backends(run)
         code |= {
+            "cudnn.benchmark": str(torch.backends.cudnn.benchmark).lower(),
             f"{stage}stochastic depth": of(presets, lambda p: p["drop_path"] or "-"),
             f"{stage}pixel_opt": of(runs, lambda run: f"{run.lambda_l1:g}"),
             f"{stage}batch_size_per_gpu": of(runs, lambda run: run.batch_size // gpus),
