@@ -200,12 +200,13 @@ def write_card(path: Path, title: str, architecture: str, files: str, settings: 
                "lambda_a": "GAN", "lambda_q": "Q"}
     names = ", ".join(f"`{name}`" for name in settings["iqa"])
     losses = [f"{settings[k]:g} {name}" for k, name in weights.items() if settings.get(k)]
+    licences = "\n".join(f"- {line}" for line in _licences(settings, about))
     text = Path(__file__).with_name("model_card.md").read_text(encoding="utf-8").format(
-        title=title, architecture=architecture, files=files, method=method, **about,
+        title=title, architecture=architecture, files=files, method=method,
         sampler=settings["sampler"], losses=" + ".join(losses),
         q=f"{names}, whose score training raises, so it is no proof" if names else "none",
         results=f"\n{results}\n" if results else "",
-        licences="\n".join(f"- {line}" for line in _licences(settings, about)))
+        **about | {"licences": licences})
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
