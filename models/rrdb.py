@@ -126,6 +126,8 @@ class RRDBNet(nn.Module):
         scale = {3: 4, 12: 2, 48: 1}.get(num_in_ch)  # x2 and x1 unshuffle pixels first
         if scale == 4 and "conv_up3.weight" in state:
             scale = 8
+        if scale == 4 and "model.13.weight" in state:  # x8 by ESRGAN's old names
+            scale = 8
         if scale == 4 and "conv_up2.weight" not in state:
             scale = 2
         if scale != 4:

@@ -6,9 +6,11 @@ names it.
 
 import os
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.checkpoint import check_finite, load_file, one_line, read_state
@@ -47,7 +49,29 @@ def _build_other(state: dict[str, Tensor], path: str | Path) -> nn.Module:
         raise ValueError(f"{path}: {found.architecture.name} x{found.scale} of {channels[0]} to "
                          f"{channels[1]} channels; only x4 of RGB is supported")
     check_finite(found.model.state_dict(), path)
+    if not found.size_requirements.none:
+        pad_inputs(found.model, found.size_requirements.get_padding)
     return found.model
+
+
+def pad_inputs(net: nn.Module, padding: Callable[[int, int], tuple[int, int]]) -> None:
+    """Let an x4 network take any size: mirror its input to the right and below, crop its output.
+
+    padding: (width, height) -> columns and rows to add. Beyond a mirrored image the border repeats,
+    as spandrel has it.
+    """
+    kind = type(net)
+
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        right, below = padding(width, height)
+        mirrored = min(right, width - 1), min(below, height - 1)
+        if right or below:
+            x = F.pad(x, (0, mirrored[0], 0, mirrored[1]), "reflect")
+            x = F.pad(x, (0, right - mirrored[0], 0, below - mirrored[1]), "replicate")
+        return kind.forward(self, x)[..., : 4 * height, : 4 * width]
+
+    net.__class__ = type(kind.__name__, (kind,), {"forward": forward})  # also in copies of it
 
 
 def read_network(path: str | Path) -> tuple[dict[str, Tensor], type | None]:

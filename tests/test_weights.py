@@ -1,14 +1,17 @@
 """Networks, discriminators and VGG19 from files: what loads, and what is refused in one line."""
 
+import copy
 import hashlib
 import sys
 import time
 import urllib.error
 
 import pytest
+import spandrel
 import torch
 import torchvision
 from spandrel.architectures.Compact.__arch.SRVGG import SRVGGNetCompact
+from spandrel.architectures.SAFMN import SAFMN
 from spandrel.architectures.SwinIR import SwinIR as PublicSwinIR
 
 from models import weights
@@ -61,6 +64,12 @@ def refused():
     yield "blocks", rrdb | {"body.2.rdb1.conv1.bias": torch.zeros(8)}, '"body.1.rdb1.conv1.weight"'
     # other scales
     yield "rrdb_x2", rrdb | {"conv_first.weight": torch.zeros(8, 12, 3, 3)}, "12 input channels"
+    yield "rrdb_x8", rrdb | {"conv_up3.weight": torch.zeros(8, 8, 3, 3)}, "of x8; only x4"
+    old = {"conv_first": "model.0", "body.0.rdb1.conv1": "model.1.sub.0.RDB1.conv1.0",
+           "conv_up1": "model.3", "conv_up2": "model.6", "conv_hr": "model.11",
+           "conv_last": "model.13"}  # ESRGAN's, with a third doubling, model.9
+    old = {f"{name}.weight": rrdb[f"{key}.weight"] for key, name in old.items()}
+    yield "rrdb_x8_old", old | {"model.9.weight": torch.zeros(8, 8, 3, 3)}, "of x8; only x4"
     yield "swinir_x2", public(2, "pixelshuffle"), "a SwinIR x2; only x4 is supported"
     yield "swinir_x3", public(3, "pixelshuffle"), "a SwinIR x3; only x4 is supported"
     yield "swinir_x8", public(8, "pixelshuffle"), "a SwinIR x8; only x4 is supported"
@@ -76,10 +85,26 @@ def test_other_networks_are_spandrels(tmp_path, monkeypatch):
     loaded = load_net(tmp_path / "compact.pth")
     assert list(loaded.state_dict()) == list(net.state_dict())
     assert torch.equal(loaded(torch.ones(1, 3, 5, 7)), net.eval()(torch.ones(1, 3, 5, 7)))
+    assert type(loaded) is SRVGGNetCompact  # any size suits it
     monkeypatch.setitem(sys.modules, "spandrel", None)  # its import raises
     with pytest.raises(ValueError) as error:
         load_net(tmp_path / "compact.pth")
     one_line(error, "compact.pth", "other networks need: pip install spandrel")
+
+
+@pytest.mark.parametrize("size", [(33, 45), (3, 5), (16, 8)])
+def test_a_network_that_needs_certain_sizes_takes_any(size, tmp_path):
+    torch.manual_seed(0)
+    save_atomic({"params": SAFMN(dim=8, n_blocks=1, upscaling_factor=4).state_dict()},
+                tmp_path / "safmn.pth")
+    public = spandrel.ModelLoader(device="cpu").load_from_file(tmp_path / "safmn.pth")
+    assert public.size_requirements.multiple_of == 8
+    net, lq = copy.deepcopy(load_net(tmp_path / "safmn.pth")), torch.rand(1, 3, *size)
+    sr = net(lq)
+    assert sr.shape == (1, 3, 4 * size[0], 4 * size[1])
+    assert torch.equal(sr.clamp(0, 1), public(lq))
+    assert list(net.state_dict()) == list(public.model.state_dict())
+    assert type(net).__name__ == "SAFMN"
 
 
 @pytest.mark.filterwarnings("ignore:torch.meshgrid")  # spandrel's
