@@ -1,9 +1,9 @@
 """Which NR-IQA metric agrees with people on super-resolved images? (paper Sec. 3, 7; Tables 1-4, 6)
 
-    python analyze_iqa.py --pairs datasets/SBS180K/train.csv \
+    python analyze_iqa.py --pairs datasets/SBS180K/train.csv \\
         --pairs-test datasets/SBS180K/test.csv --sets datasets/HGGT  # the paper's; CPU or one GPU
     torchrun --nproc_per_node=4 analyze_iqa.py ...                   # the same on four GPUs
-    python analyze_iqa.py --pairs my.csv --columns image1=left image2=right score=votes \
+    python analyze_iqa.py --pairs my.csv --columns image1=left image2=right score=votes \\
         --metrics musiq piqe q=demo.quality:q@q.pt                   # your pairs, your metric as q
 
 In:  --pairs, --pairs-test: CSV manifests image1,image2,score[,model1,model2]. Paths are relative to

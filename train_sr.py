@@ -8,7 +8,7 @@ Stage two, the paper's: L1 + perceptual + GAN (Eq. 1); --sampler chooses the gro
 
 Stage one, the initialisation: L1 alone on a flat folder of high-resolution crops.
 
-    torchrun --nproc_per_node=4 train_sr.py --data datasets/DF2K_OST --lambda-p 0 --lambda-a 0 \
+    torchrun --nproc_per_node=4 train_sr.py --data datasets/DF2K_OST --lambda-p 0 --lambda-a 0 \\
         --init swinir_psnr.pth
 
 In:  --data, a folder in one of the layouts of models/hggt.py (`python -m tools.check --data DIR`

@@ -15,7 +15,7 @@ class Help(argparse.RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text, default = action.help or "", action.default
-        hidden = default is None or isinstance(default, bool) or default == argparse.SUPPRESS
+        hidden = default in (None, argparse.SUPPRESS, [], "") or isinstance(default, bool)
         if "default" in text or hidden:
             return text
         values = default if isinstance(default, list | tuple) else [default]

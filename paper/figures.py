@@ -1,7 +1,7 @@
 """Figures 2-8, Table 7, the paper's numbers and claims beside ours, from tables and SR images.
 
-    python -m paper.figures --results results/paper --sr results/paper/sr \
-        --gt datasets/HGGT/Test/GT/Test-100 \
+    python -m paper.figures --results results/paper --sr results/paper/sr \\
+        --gt datasets/HGGT/Test/GT/Test-100 \\
         --lq datasets/HGGT/Test/Blind_Degradation_Benchmark_LQ/Test-100/Blind_LR
     python -m paper.figures --results results/paper       # no SR images: tables and plots
 

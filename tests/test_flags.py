@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -143,7 +144,14 @@ def test_help_shows_the_defaults_that_hold(script, texts, capsys):
 
 @pytest.mark.parametrize("module, command, action", FLAGS)
 def test_every_default_is_shown(module, command, action):
-    if isinstance(action.default, bool) or action.default in (None, argparse.SUPPRESS):
-        return
     text = Help("x")._get_help_string(action)
-    assert "default" in text, action.option_strings
+    assert not text.endswith("(default: )"), action.option_strings
+    if isinstance(action.default, bool) or action.default in (None, argparse.SUPPRESS, []):
+        return
+    assert re.search("default\\S* \\S", text), action.option_strings
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_help_keeps_the_lines_of_the_examples(name):
+    page = importlib.import_module(name).__doc__ or ""
+    assert not [line for line in page.splitlines() if re.search(r"\S {6,}-", line)]

@@ -187,7 +187,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("names", nargs="*", metavar="NAME", help="pyiqa metrics; vgg19 is the "
                         f"perceptual loss's; networks: {', '.join(NETWORKS)} (default, for "
                         f"training and Tables 5, 7, 8: {' '.join(PAPER_NAMES)})")
-    parser.add_argument("--into", metavar="DIR", help="folder for all files (default: the caches)")
+    parser.add_argument("--into", metavar="DIR", help="folder for all files "
+                        "(default: the caches; of networks weights/)")
     return parser.parse_args(argv)
 
 
