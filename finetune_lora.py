@@ -142,7 +142,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="rank of the adapters (default: 48 SwinIR, 24 others)")
     add("--lora-targets", nargs="+", metavar="PATTERN",
         help="shell patterns of the layers that get adapters (default: the paper's: the MLPs of "
-        "SwinIR, the convolutions in RealESRGAN's blocks)")
+        "SwinIR, the convolutions in RealESRGAN's blocks; others: all but the first and last "
+        "convolution)")
     add("--full", action="store_true", help="naive fine-tuning of all weights, without adapters")
     # ASSUMED: FT_IG and FT_NNR start from the discriminator that --init was trained against
     # (--init-d) and go on training it, at the adapters' learning rate. The paper names neither.
