@@ -9,7 +9,8 @@
     ... --metrics psnr ssim --extra q=demo.quality:q@runs/q.pt         # needs no download
 
 In:  checkpoints of x4 networks (of train_sr.py or public; besides SwinIR and RRDBNet those that
-     spandrel reads); GT as models/hggt.py reads it, LQ as NAME.png; or RealSR v3 with its *_HR.png and *_LR4.png.
+     spandrel reads); GT as models/hggt.py reads it, LQ as NAME.png; or RealSR v3 with its *_HR.png
+     and *_LR4.png.
 Out: --out, one row per model below comment lines that state the protocol; beside it
      <out>_per_image.csv, one row per model and image, with the PSNR against the original as well.
      Rows of the paper's table (paper/) have its order and its names, in column label; others follow
