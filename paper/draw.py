@@ -111,11 +111,14 @@ def draw_grid(
 ) -> plt.Figure:
     """Rows of pictures, a label left of each; None: no picture there.
 
-    extra: inches that stay empty below them.
+    extra: inches that stay empty below them. A label "NET: NAME" takes two lines where it is long.
     """
+    columns = max(map(len, rows))
+    labels = [label if font_size([label], 0.95 * WIDTH / columns) == POINTS
+              else label.replace(": ", ":\n") for label in labels]
     left = 0.06 + LINE * max(label.count("\n") + 1 if label else 0 for label in labels)
     top = 0.04 + LINE * (title.count("\n") + 1 if title else 0)
-    side = (WIDTH - left) / max(map(len, rows))
+    side = (WIDTH - left) / columns
     heads = [0.04 + LINE * max(c.title.count("\n") + 1 if c and c.title else 0 for c in row)
              for row in rows]
     y = height = top + sum(heads) + side * len(rows) + extra

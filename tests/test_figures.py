@@ -467,6 +467,16 @@ def test_structured_noise_table(finished):
     assert (naive["d_psnr"], naive["d_psnr_original"]) == ("-0.7000", "-0.7000")
 
 
+@pytest.mark.parametrize("columns", [5, 6])
+def test_the_papers_labels_have_the_size_of_other_text(columns):
+    cell = draw.Cell(np.zeros((8, 8, 3), np.uint8), "AMO+FT")
+    fig = draw.draw_grid([[cell] * columns] * 2, ["RealESRGAN: 0801_sub012", "SwinIR: a"])
+    sizes = {text.get_text(): text.get_fontsize() for text in fig.texts}
+    draw.plt.close(fig)
+    assert sizes == {"": draw.POINTS, "RealESRGAN:\n0801_sub012": draw.POINTS,
+                     "SwinIR: a": draw.POINTS}
+
+
 def test_the_images_are_chosen_by_gain_or_by_name(tmp_path, monkeypatch):
     make_run(tmp_path, ("SwinIR", "RealESRGAN"))
     made = {}

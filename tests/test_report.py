@@ -446,12 +446,14 @@ def test_light_dark_and_a_phone(open_page):
     page.get_by_text("Light / dark").click()
     assert page.locator("figure").evaluate(figure) == "none"
 
-    page = open_page(viewport={"width": 390, "height": 844}, device_scale_factor=3, has_touch=True,
-                     is_mobile=True)
-    page.select_option("#sort", "apart")
-    assert page.evaluate("document.documentElement.scrollWidth") == 390
-    assert page.evaluate("[...document.querySelectorAll('button, select, td, th, p')].every("
-                         "e => parseFloat(getComputedStyle(e).fontSize) >= 13)")
+    for scheme, colour in (("dark", dark), ("light", light)):
+        page = open_page(viewport={"width": 390, "height": 844}, device_scale_factor=3,
+                         has_touch=True, is_mobile=True, color_scheme=scheme)
+        page.select_option("#sort", "apart")
+        assert page.evaluate(back) == colour
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        assert page.evaluate("[...document.querySelectorAll('button, select, td, th, p')].every("
+                             "e => parseFloat(getComputedStyle(e).fontSize) >= 13)")
     assert not page.locator(".keys:visible").count() and page.get_by_text("Drag the line").count()
     for wide in page.locator("figure img, #tables details, #scores").all():  # scroll inside
         assert wide.bounding_box() is None or wide.bounding_box()["width"] <= 390
