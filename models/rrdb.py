@@ -22,6 +22,8 @@ OLD_NAMES = (
     (r"^model\.0\.", "conv_first."),
     (r"^model\.3\.", "conv_up1."),
     (r"^model\.6\.", "conv_up2."),
+    (r"^model\.9\.", "conv_up3."),  # x8 and x16, which from_state refuses by name
+    (r"^model\.12\.", "conv_up4."),
     (r"^model\.8\.", "conv_hr."),
     (r"^model\.10\.", "conv_last."),
 )
@@ -123,13 +125,9 @@ class RRDBNet(nn.Module):
             raise ValueError(f"not an RRDBNet state dict: {len(state)} keys, {list(state)[:3]} ...")
         state = {modern_name(k): v for k, v in state.items()}
         num_feat, num_in_ch = state["conv_first.weight"].shape[:2]
-        scale = {3: 4, 12: 2, 48: 1}.get(num_in_ch)  # x2 and x1 unshuffle pixels first
-        if scale == 4 and "conv_up3.weight" in state:
-            scale = 8
-        if scale == 4 and "model.13.weight" in state:  # x8 by ESRGAN's old names
-            scale = 8
-        if scale == 4 and "conv_up2.weight" not in state:
-            scale = 2
+        levels = sum(k.startswith("conv_up") and k.endswith(".weight") for k in state)
+        unshuffle = {3: 1, 12: 2, 48: 4}.get(num_in_ch)  # newer x2 and x1 unshuffle pixels first
+        scale = 2**levels // unshuffle if unshuffle else None
         if scale != 4:
             raise ValueError(f"RRDBNet: weights with {num_in_ch} input channels are not of x4 RGB"
                              + (f" but of x{scale}; only x4 is supported" if scale else ""))

@@ -4,13 +4,13 @@ A file that does not fit, or holds weights that are not finite, raises a one-lin
 names it.
 """
 
+import functools
 import os
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.checkpoint import check_finite, load_file, one_line, read_state
@@ -33,7 +33,7 @@ def load_net(path: str | Path) -> nn.Module:
 
 
 def _build_other(state: dict[str, Tensor], path: str | Path) -> nn.Module:
-    """A network of another architecture, by spandrel."""
+    """A network of another architecture, by spandrel; it takes any image size."""
     what = (f"{path}: neither a SwinIR nor an RRDBNet checkpoint ({len(state)} weights, the first "
             f"{next(iter(state))})")
     try:
@@ -50,28 +50,36 @@ def _build_other(state: dict[str, Tensor], path: str | Path) -> nn.Module:
                          f"{channels[1]} channels; only x4 of RGB is supported")
     check_finite(found.model.state_dict(), path)
     if not found.size_requirements.none:
-        pad_inputs(found.model, found.size_requirements.get_padding)
+        pad = functools.partial(_pad, found.size_requirements)  # a deep copy keeps it
+        found.model.register_forward_pre_hook(pad)
+        found.model.register_forward_hook(_crop)
     return found.model
 
 
-def pad_inputs(net: nn.Module, padding: Callable[[int, int], tuple[int, int]]) -> None:
-    """Let an x4 network take any size: mirror its input to the right and below, crop its output.
+def _pad(required: Any, net: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+    """Forward pre-hook: pad right and below to spandrel's SizeRequirements, with its numbers.
 
-    padding: (width, height) -> columns and rows to add. Beyond a mirrored image the border repeats,
-    as spandrel has it.
+    The image is reflected (borders are not repeated). Where the reflection ends, its last row and
+    column are repeated.
     """
-    kind = type(net)
+    (lq,) = inputs
+    net.lq_size = h, w = lq.shape[2:]
+    multiple = required.multiple_of  # whose multiple the minimum is, too
+    sides = [torch.sym_max((side + multiple - 1) // multiple * multiple, required.minimum)
+             for side in (h, w)]  # ONNX would round a negative quotient to zero
+    if required.square:
+        sides = [torch.sym_max(*sides)] * 2
+    for dim, size, padded in ((2, h, sides[0]), (3, w, sides[1])):
+        if torch.compiler.is_compiling() or padded > size:  # an exported graph takes any size
+            i = torch.arange(padded, device=lq.device)
+            lq = lq.index_select(dim, torch.minimum(i, 2 * (size - 1) - i).clamp(min=0))
+    return lq
 
-    def forward(self: nn.Module, x: Tensor) -> Tensor:
-        height, width = x.shape[2:]
-        right, below = padding(width, height)
-        mirrored = min(right, width - 1), min(below, height - 1)
-        if right or below:
-            x = F.pad(x, (0, mirrored[0], 0, mirrored[1]), "reflect")
-            x = F.pad(x, (0, right - mirrored[0], 0, below - mirrored[1]), "replicate")
-        return kind.forward(self, x)[..., : 4 * height, : 4 * width]
 
-    net.__class__ = type(kind.__name__, (kind,), {"forward": forward})  # also in copies of it
+def _crop(net: nn.Module, _: tuple[Tensor], sr: Tensor) -> Tensor:
+    """Forward hook: cut off what `_pad` added."""
+    h, w = net.lq_size
+    return sr[..., : 4 * h, : 4 * w]
 
 
 def read_network(path: str | Path) -> tuple[dict[str, Tensor], type | None]:

@@ -1,6 +1,7 @@
 """Networks, discriminators and VGG19 from files: what loads, and what is refused in one line."""
 
 import copy
+import functools
 import hashlib
 import sys
 import time
@@ -11,12 +12,15 @@ import spandrel
 import torch
 import torchvision
 from spandrel.architectures.Compact.__arch.SRVGG import SRVGGNetCompact
+from spandrel.architectures.ESRGAN import ESRGAN as PublicRRDB
 from spandrel.architectures.SAFMN import SAFMN
 from spandrel.architectures.SwinIR import SwinIR as PublicSwinIR
 
 from models import weights
 from models.checkpoint import save_atomic
 from models.discriminator import UNetDiscriminatorSN
+from models.export import write_onnx
+from models.lora import add_lora, merge_lora
 from models.losses import VGG19_URL
 from models.rrdb import RRDBNet
 from models.swinir import SwinIR
@@ -64,12 +68,11 @@ def refused():
     yield "blocks", rrdb | {"body.2.rdb1.conv1.bias": torch.zeros(8)}, '"body.1.rdb1.conv1.weight"'
     # other scales
     yield "rrdb_x2", rrdb | {"conv_first.weight": torch.zeros(8, 12, 3, 3)}, "12 input channels"
-    yield "rrdb_x8", rrdb | {"conv_up3.weight": torch.zeros(8, 8, 3, 3)}, "of x8; only x4"
-    old = {"conv_first": "model.0", "body.0.rdb1.conv1": "model.1.sub.0.RDB1.conv1.0",
-           "conv_up1": "model.3", "conv_up2": "model.6", "conv_hr": "model.11",
-           "conv_last": "model.13"}  # ESRGAN's, with a third doubling, model.9
-    old = {f"{name}.weight": rrdb[f"{key}.weight"] for key, name in old.items()}
-    yield "rrdb_x8_old", old | {"model.9.weight": torch.zeros(8, 8, 3, 3)}, "of x8; only x4"
+    esrgan = functools.partial(PublicRRDB, num_filters=8, num_blocks=1)
+    for scale in (1, 2, 8, 16):
+        yield f"rrdb_x{scale}_old_names", esrgan(scale=scale).state_dict(), f"of x{scale}; only x4"
+    more = {f"conv_up3.{k}": rrdb[f"conv_up2.{k}"] for k in ("weight", "bias")}
+    yield "rrdb_x8", rrdb | more, "of x8; only x4"
     yield "swinir_x2", public(2, "pixelshuffle"), "a SwinIR x2; only x4 is supported"
     yield "swinir_x3", public(3, "pixelshuffle"), "a SwinIR x3; only x4 is supported"
     yield "swinir_x8", public(8, "pixelshuffle"), "a SwinIR x8; only x4 is supported"
@@ -85,26 +88,61 @@ def test_other_networks_are_spandrels(tmp_path, monkeypatch):
     loaded = load_net(tmp_path / "compact.pth")
     assert list(loaded.state_dict()) == list(net.state_dict())
     assert torch.equal(loaded(torch.ones(1, 3, 5, 7)), net.eval()(torch.ones(1, 3, 5, 7)))
-    assert type(loaded) is SRVGGNetCompact  # any size suits it
+    assert not loaded._forward_pre_hooks and not loaded._forward_hooks  # it takes any size
     monkeypatch.setitem(sys.modules, "spandrel", None)  # its import raises
     with pytest.raises(ValueError) as error:
         load_net(tmp_path / "compact.pth")
     one_line(error, "compact.pth", "other networks need: pip install spandrel")
 
 
-@pytest.mark.parametrize("size", [(33, 45), (3, 5), (16, 8)])
-def test_a_network_that_needs_certain_sizes_takes_any(size, tmp_path):
+@pytest.fixture
+def safmn(tmp_path):
+    """A small SAFMN, whose sides must be multiples of 8, and its file."""
     torch.manual_seed(0)
-    save_atomic({"params": SAFMN(dim=8, n_blocks=1, upscaling_factor=4).state_dict()},
-                tmp_path / "safmn.pth")
-    public = spandrel.ModelLoader(device="cpu").load_from_file(tmp_path / "safmn.pth")
-    assert public.size_requirements.multiple_of == 8
-    net, lq = copy.deepcopy(load_net(tmp_path / "safmn.pth")), torch.rand(1, 3, *size)
-    sr = net(lq)
-    assert sr.shape == (1, 3, 4 * size[0], 4 * size[1])
-    assert torch.equal(sr.clamp(0, 1), public(lq))
-    assert list(net.state_dict()) == list(public.model.state_dict())
-    assert type(net).__name__ == "SAFMN"
+    net = SAFMN(dim=8, n_blocks=2).eval()
+    net.to_img[0].bias.data.fill_(0.5)  # into the range to which spandrel clips
+    save_atomic({"params": net.state_dict()}, tmp_path / "safmn.pth")
+    return net, tmp_path / "safmn.pth"
+
+
+@pytest.mark.parametrize("size", [(33, 45), (40, 45), (3, 5), (1, 9)])
+def test_networks_that_take_some_sizes_alone_pad_and_crop_as_spandrels_descriptor(size, safmn):
+    net, path = safmn
+    loaded, theirs = load_net(path), spandrel.ModelLoader(device="cpu").load_from_file(path)
+    assert list(loaded.state_dict()) == list(net.state_dict())
+    lq = torch.rand(2, 3, *size)
+    sr = loaded(lq)
+    assert sr.shape == (2, 3, 4 * size[0], 4 * size[1]) and sr.std() > 0.01
+    assert (sr.clamp(0, 1) - theirs(lq)).abs().max() < 1e-5
+
+
+def test_padding_leaves_fitting_sizes_alone_and_lives_with_copies_and_adapters(safmn):
+    net, loaded = safmn[0], load_net(safmn[1])
+    fits, odd = torch.rand(1, 3, 24, 32), torch.rand(1, 3, 21, 30)
+    assert torch.equal(loaded(fits), net(fits))
+    before, twin = loaded(odd), copy.deepcopy(loaded)
+    add_lora(twin, ("feats.*",), rank=2)
+    assert torch.equal(twin(odd), before)  # B = 0
+    twin(odd).sum().backward()
+    for p in (p for p in twin.parameters() if p.requires_grad):
+        assert p.grad is not None
+        p.data += 0.3
+    adapted = twin(odd)
+    assert not torch.allclose(adapted, before) and torch.equal(loaded(odd), before)
+    merge_lora(twin)
+    assert twin.state_dict().keys() == net.state_dict().keys()
+    assert torch.allclose(twin(odd), adapted, atol=1e-4)
+
+
+def test_an_onnx_file_pads_any_size_too(safmn, tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    net, file = load_net(safmn[1]), tmp_path / "net.onnx"
+    write_onnx(net, file)
+    session = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    for size in ((16, 24), (33, 45)):  # without padding, and with it
+        lq = torch.rand(1, 3, *size)
+        (sr,) = session.run(None, {"lq": lq.numpy()})
+        assert (net(lq) - torch.from_numpy(sr)).abs().max() < 1e-4
 
 
 @pytest.mark.filterwarnings("ignore:torch.meshgrid")  # spandrel's

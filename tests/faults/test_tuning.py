@@ -77,7 +77,7 @@ def test_one_command_tunes_a_network_and_resumes(tmp_path):
     # Other photos in the same work folder
     (photos / "photo00.png").unlink()
     done = run_script("tools.tune", *flags)
-    assert done.returncode == 2 and "made of other photos; delete it" in done.stderr
+    assert done.returncode == 2 and "made of other photos, or with another" in done.stderr
 
 
 DEPTH = """if True:
