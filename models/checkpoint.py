@@ -247,6 +247,11 @@ def file_digest(path: str | Path) -> str:
     return sha256(path)[:12]
 
 
+def name_and_digest(path: str | Path) -> str:
+    """A file as tables and cards name it."""
+    return f"{Path(path).name} sha256 {file_digest(path)}"
+
+
 def one_line(error: BaseException, limit: int = 400) -> str:
     """An error's message on one line, its class in front unless it is a ValueError or OSError."""
     text = " ".join(str(error).split())

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from models.checkpoint import file_stamp, is_settled, read_text, replacing
 from models.distributed import rank_and_world
@@ -67,13 +66,9 @@ class MultiGT:
         """Decode one of the images to uint8 (H, W, 3). Raises ValueError naming it."""
         if not self.is_flat:
             return read_rgb(path)
-        from models.photos import read_srgb  # and torch, which paper/ does without
+        from models.photos import read_shrunk  # and torch, which paper/ does without
 
-        image = read_srgb(path)
-        if self.shrink == 1:
-            return image
-        height, width = (side // self.shrink * self.shrink for side in image.shape[:2])
-        return np.asarray(Image.fromarray(image[:height, :width]).reduce(self.shrink))
+        return read_shrunk(path, self.shrink)
 
     def subset(self, rows: np.ndarray, shrink: int | None = None) -> "MultiGT":
         """The sets of these rows; of a flat folder also smaller images, at 1 / shrink."""

@@ -263,6 +263,15 @@ def read_srgb(path: str | Path) -> np.ndarray:
     return np.asarray(image)
 
 
+def read_shrunk(path: str | Path, shrink: int) -> np.ndarray:
+    """`read_srgb` at 1 / shrink of its sides: means of whole shrink x shrink squares."""
+    image = read_srgb(path)
+    if shrink == 1:
+        return image
+    height, width = (side // shrink * shrink for side in image.shape[:2])
+    return np.asarray(Image.fromarray(image[:height, :width]).reduce(shrink))
+
+
 def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
     """A grey or RGB image in the colours of an ICC profile, in those of sRGB."""
     try:

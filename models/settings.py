@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from models.checkpoint import check_finite, file_digest
+from models.checkpoint import check_finite, file_digest, name_and_digest
 from models.hggt import MultiGT
 from models.samplers import SCORING
 from models.scores import cache_stem
@@ -142,7 +142,7 @@ def ema_checkpoint(state: dict[str, Tensor], args: argparse.Namespace) -> dict:
 
 def origin(args: argparse.Namespace, sets: MultiGT) -> dict[str, str]:
     """What a model card says of a run besides its settings."""
-    base = f"{Path(args.init).name} sha256 {file_digest(args.init)}" if args.init else None
+    base = name_and_digest(args.init) if args.init else None
     n, members = len(sets.names), len(sets.paths[0])
     steps = kept_step(Path(args.out), args.steps)
     return {"base": base or "random weights", "steps": str(steps),

@@ -39,7 +39,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from models.checkpoint import (
-    file_digest,
+    name_and_digest,
     one_line,
     read_csv,
     read_settings,
@@ -347,7 +347,7 @@ def main(args: argparse.Namespace) -> None:
         rows[name] = load_net(args.work / name / "net_g_ema.pt").to(device)
     columns, table = score_rows(args, rows, device)
     last, kept = validations(lora)[-1]["step"], kept_step(lora, args.steps)
-    base = f"{Path(args.init).name} sha256 {file_digest(args.init)}"
+    base = name_and_digest(args.init)
     notes = [
         f"{args.photos}: {len(parts['test'])} test photos, two crops of {CROP} pixels each, "
         f"degraded as {DEGRADATIONS.get(kind, 'two_round')}; RGB, 8 bit, 4-pixel border cropped "
@@ -361,8 +361,8 @@ def main(args: argparse.Namespace) -> None:
     ]
     write_table(args, columns, table, notes)
 
-    about = {"base": base, "steps": str(kept), "data": f"{len(parts['train'])} photos"}
-    about["licences"] = photo_licences(args)
+    about = {"base": base, "steps": str(kept), "data": f"{len(parts['train'])} photos",
+             "licences": photo_licences(args)}
     write_tuned_card(args, kind.__name__, about, chosen, lines, columns, table)
     about = metadata(read_settings(lora / "net_g_ema.pt"), about) | {"lora_scale": f"{chosen:g}"}
     write_weights_and_page(args, parts["test"], rows, f"tuned x{chosen:g}" if chosen else "base",

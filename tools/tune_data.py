@@ -11,7 +11,7 @@ from PIL import Image
 from models.checkpoint import replacing, sha256
 from models.degradations import apply_degradation, degrade_patch, draw_degradation
 from models.images import PHOTOS, describe_folder, list_images, write_png
-from models.photos import LUMA, photo_size, read_srgb
+from models.photos import LUMA, photo_size, read_shrunk
 from models.progress import progress
 
 CROP = 256  # pixels of the crops of test and validation
@@ -66,15 +66,6 @@ def detailed_corners(image: np.ndarray, count: int = 2) -> list[tuple[int, int]]
     return corners
 
 
-def read(file: Path, shrink: int) -> np.ndarray:
-    """A photo at 1 / shrink of its sides, reduced as training reduces it; uint8 (H, W, 3)."""
-    image = read_srgb(file)
-    if shrink == 1:
-        return image
-    height, width = (side // shrink * shrink for side in image.shape[:2])
-    return np.asarray(Image.fromarray(image[:height, :width]).reduce(shrink))
-
-
 def write_crops(files: list[Path], folder: Path, degradation: str, shrink: int) -> None:
     """gt/NAME.png and lq/NAME.png of each photo's crops; what is there is kept."""
     for k, file in enumerate(progress(files, folder.name, unit="photo")):
@@ -82,7 +73,7 @@ def write_crops(files: list[Path], folder: Path, degradation: str, shrink: int) 
                  for i in range(2)]
         if all(name.is_file() for pair in names for name in pair):
             continue
-        image = read(file, shrink)
+        image = read_shrunk(file, shrink)
         for i, (top, left) in enumerate(detailed_corners(image)):
             gt_file, lq_file = names[i]
             write_png(gt_file, image[top : top + CROP, left : left + CROP])
@@ -96,7 +87,7 @@ def write_whole(files: list[Path], folder: Path, degradation: str, shrink: int) 
         gt_file, lq_file = (folder / kind / f"{file.stem}_whole.png" for kind in ("gt", "lq"))
         if gt_file.is_file() and lq_file.is_file():
             continue
-        image = Image.fromarray(read(file, shrink))
+        image = Image.fromarray(read_shrunk(file, shrink))
         image.thumbnail((WHOLE, WHOLE), Image.Resampling.LANCZOS)  # never enlarges
         gt = np.asarray(image)[: image.height // 4 * 4, : image.width // 4 * 4]
         rng = np.random.default_rng((k, 2))  # the crops have 0 and 1
