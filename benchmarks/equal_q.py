@@ -1,7 +1,7 @@
 """Adapters against all weights at equal Q, on photographs (paper Sec. 4.3: LoRA keeps noise away).
 
-    python -m benchmarks.equal_q               # the photos in demo/photos; two hours on 2 CPU cores
-    python -m benchmarks.equal_q --jobs 8      # more runs side by side, one thread each
+    python -m benchmarks.equal_q             # on demo/photos: three hours on 2 CPU cores
+    python -m benchmarks.equal_q --jobs 8    # more runs side by side, one thread each
 
 Each method fine-tunes RealESRGAN_x4plus with each learning rate and lambda_Q; every 20 steps the
 averaged network is scored. The setting with the best PSNR at the middle gain of Q on the validation
@@ -44,8 +44,8 @@ WORK, RUNS = Path("runs/photos"), Path("runs/equal_q")
 Q, PERCEPTUAL = STAND_IN, "laplacian"
 ABOUT_Q = f"{STAND_IN_NOTE}; perceptual loss: {PERCEPTUAL}"
 # Around what did well in a prototype on other photos; full fine-tuning needs a tenth
-RATES = {"lora": (5e-5, 1e-4, 2e-4), "full": (5e-6, 1e-5, 2e-5)}
-LAMBDAS = (0.003, 0.01)
+RATES = {"lora": (5e-5, 1e-4, 2e-4, 4e-4), "full": (5e-6, 1e-5, 2e-5)}
+LAMBDAS = (0.001, 0.003, 0.01)
 NAMES = {"lora": "adapters", "full": "all weights"}
 SEED, SEEDS = 0, (1, 2, 3)  # of the choice, and of the result
 EVERY, MOST = 20, 160  # steps
@@ -85,7 +85,7 @@ def train_and_score(base: str, method: str, lr: float, lambda_q: float, seed: in
                     ) -> dict[int, np.ndarray]:
     """{step: scores (crops, COLUMNS)} of a run, until its Q has risen by the largest gain."""
     torch.set_num_threads(1)
-    out = RUNS / f"{method}_lr{lr:g}_lambda{lambda_q:g}_seed{seed}"
+    out = RUNS / folder_name(method, lr, lambda_q, seed)
     scored: dict[int, np.ndarray] = {}
     for step in range(0, MOST + 1, EVERY):
         kept = out / f"{part}_{step:04d}.npy"
@@ -101,6 +101,10 @@ def train_and_score(base: str, method: str, lr: float, lambda_q: float, seed: in
         if gain > GAINS[-1]:
             break
     return scored
+
+
+def folder_name(method: str, lr: float, lambda_q: float, seed: int) -> str:
+    return f"{method}_lr{lr:g}_lambda{lambda_q:g}_seed{seed}"
 
 
 def train(base: str, out: Path, method: str, lr: float, lambda_q: float, seed: int, steps: int
@@ -218,7 +222,7 @@ def step_near(path: dict[int, np.ndarray], gain: float) -> int:
 def train_shown(base: str, run: tuple, steps: int) -> Path:
     """The network of a run after `steps` steps, in a folder of its own."""
     method, lr, lambda_q, seed = run
-    out = RUNS / f"{method}_shown{steps}"
+    out = RUNS / f"{folder_name(*run)}_shown{steps}"
     train(base, out, method, lr, lambda_q, seed, steps)
     return out / "net_g_ema.pt"
 

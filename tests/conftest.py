@@ -11,10 +11,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 torch.set_num_threads(1)
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: not of tests/run.sh; pytest -m slow runs these")
-
-
 @pytest.fixture(scope="module")
 def browser():
     """Headless Chromium, for the tests of the pages."""

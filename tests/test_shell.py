@@ -476,6 +476,7 @@ def test_a_new_environment_gets_the_requirements_and_the_headless_opencv(
     monkeypatch, capsys, tmp_path, headless
 ):
     installed, python = [], str(tmp_path / "venv/bin/python")
+    (tmp_path / "venv").mkdir()
 
     def imports_opencv(which, quiet=False):
         return headless or len(installed) > 1
@@ -487,7 +488,9 @@ def test_a_new_environment_gets_the_requirements_and_the_headless_opencv(
     monkeypatch.setattr(environment, "install", lambda *what: installed.append(what))
     monkeypatch.chdir(ROOT)
     environment.main("tests/requirements.txt", str(tmp_path / "venv"))
-    assert capsys.readouterr().out == f"{python}\n"
+    said = capsys.readouterr()
+    assert said.out == f"{python}\n"
+    assert re.search(r"about 7 GB .*; \d+\.\d GB free\)", said.err)
     assert installed[0] == (python, "-r", "tests/requirements.txt")
     if headless:
         assert len(installed) == 1

@@ -7,6 +7,7 @@ Messages go to stderr. It needs no package, and runs far enough on an old Python
 """
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -69,8 +70,9 @@ def prepare(folder, file):
             Path(python).unlink(missing_ok=True)  # half an environment; the next run makes it anew
             refuse(f"could not make {folder}, see above")
     if not meets(python, file):
-        print(f"installing {file} into {folder} (once; several GB with PyTorch's CUDA libraries)",
-              file=sys.stderr)
+        free = shutil.disk_usage(folder).free / 1e9
+        print(f"installing {file} into {folder} (once; about 7 GB with PyTorch's CUDA libraries; "
+              f"{free:.1f} GB free)", file=sys.stderr)
         install(python, "-r", file)
     if not imports_opencv(python, quiet=True):
         # pyiqa brings opencv-python, which needs libGL and takes the headless one's place
