@@ -28,6 +28,7 @@ from models.checkpoint import (
 )
 from models.rrdb import RRDBNet
 from models.swinir import SwinIR
+from models.weights import pad_inputs
 
 
 def export(net: nn.Module, path: str, onnx_size: tuple[int, int] | None = None) -> str:
@@ -116,7 +117,9 @@ def write_onnx(
     shapes = None
     if size is None:
         any_side = torch.export.Dim.DYNAMIC
-        net, shapes = _PadsItself(net, window).eval(), ({2: any_side, 3: any_side},)
+        shapes = ({2: any_side, 3: any_side},)
+        if window > 1:  # SwinIR's own padding has branches, which would fix the size
+            pad_inputs(net, window)
     program = torch.onnx.export(net, (x,), input_names=["lq"], output_names=["sr"], dynamo=True,
                                 dynamic_shapes=shapes, verbose=False)
     with replacing(path) as temporary:  # program.save would need a path that ends with .onnx
@@ -132,23 +135,6 @@ def write_onnx(
     if not difference.max() < 1e-4:
         raise ValueError(f"{path}: onnxruntime's output differs by {difference.max():.1e}")
     return difference.max().item()
-
-
-class _PadsItself(nn.Module):
-    """Pads to whole windows as SwinIR does, but without the branches that would fix the size."""
-
-    def __init__(self, net: nn.Module, window: int):
-        super().__init__()
-        self.net, self.window = net, window
-
-    def forward(self, lq: Tensor) -> Tensor:
-        h, w = lq.shape[2:]
-        if self.window == 1:
-            return self.net(lq)
-        for dim, size in ((2, h), (3, w)):
-            i = torch.arange((size + self.window - 1) // self.window * self.window)
-            lq = lq.index_select(dim, torch.minimum(i, 2 * (size - 1) - i))
-        return self.net(lq)[:, :, : 4 * h, : 4 * w]
 
 
 def _need(*packages: str) -> None:

@@ -34,6 +34,7 @@ OTHER_IMAGES = (
 SYSTEM_FILES = ("thumbs.db", "desktop.ini", "@eadir", "__macosx")  # besides names with a dot first
 # Deflate, with one bit per pixel, packs 8,256 pixels into a byte; photos never come near that.
 PIXELS_PER_BYTE, PIXELS_IN_ANY_FILE = 10_000, 2**24
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's
 
 
 # ---------------------------------------------------------------------------------- folders

@@ -44,7 +44,7 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from models.checkpoint import one_line, replacing
-from models.images import is_plain_png, open_image, png_chunks, read_rgb
+from models.images import LUMA, is_plain_png, open_image, png_chunks, read_rgb
 
 GREY_MODES = ("1", "L", "LA", "I;16", "I;16B")  # Pillow's
 MODES = (*GREY_MODES, "P", "PA", "RGB", "RGBX", "RGBA", "YCbCr")
@@ -54,7 +54,6 @@ SAVE = {  # options of Pillow, for 8 bits
 }  # fmt: skip
 LARGEST_SIDE = {"JPEG": 65535, "WEBP": 16383}  # pixels, of the formats
 PNG_CHUNKS = (b"gAMA", b"cHRM", b"sRGB", b"cICP", b"mDCV", b"cLLI", b"pHYs")  # kept as they are
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's
 # How an array (H, W, ...) stored with an EXIF orientation is turned upright.
 UPRIGHT = {
     1: lambda x: x,

@@ -8,7 +8,6 @@ import functools
 import os
 import urllib.request
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,25 +48,32 @@ def _build_other(state: dict[str, Tensor], path: str | Path) -> nn.Module:
         raise ValueError(f"{path}: {found.architecture.name} x{found.scale} of {channels[0]} to "
                          f"{channels[1]} channels; only x4 of RGB is supported")
     check_finite(found.model.state_dict(), path)
-    if not found.size_requirements.none:
-        pad = functools.partial(_pad, found.size_requirements)  # a deep copy keeps it
-        found.model.register_forward_pre_hook(pad)
-        found.model.register_forward_hook(_crop)
+    needs = found.size_requirements
+    if not needs.none:
+        pad_inputs(found.model, needs.multiple_of, needs.minimum, needs.square)
     return found.model
 
 
-def _pad(required: Any, net: nn.Module, inputs: tuple[Tensor]) -> Tensor:
-    """Forward pre-hook: pad right and below to spandrel's SizeRequirements, with its numbers.
+def pad_inputs(net: nn.Module, multiple: int, minimum: int = 0, square: bool = False) -> None:
+    """Make `net` pad its images right and below, and crop its output by as much.
 
-    The image is reflected (borders are not repeated). Where the reflection ends, its last row and
-    column are repeated.
+    Padded sides are multiples of `multiple`, at least `minimum` (a multiple, too) and equal if
+    `square`. The image is reflected (borders are not repeated), and where the reflection ends, its
+    last row and column are repeated: spandrel's padding, to the number.
     """
+    net.register_forward_pre_hook(functools.partial(_pad, multiple, minimum, square))
+    net.register_forward_hook(_crop)  # hooks, as a deep copy keeps them
+
+
+def _pad(multiple: int, minimum: int, square: bool, net: nn.Module, inputs: tuple[Tensor]
+         ) -> Tensor:
     (lq,) = inputs
     net.lq_size = h, w = lq.shape[2:]
-    multiple = required.multiple_of  # whose multiple the minimum is, too
-    sides = [torch.sym_max((side + multiple - 1) // multiple * multiple, required.minimum)
-             for side in (h, w)]  # ONNX would round a negative quotient to zero
-    if required.square:
+    # ONNX would round a negative quotient to zero
+    sides = [(side + multiple - 1) // multiple * multiple for side in (h, w)]
+    if minimum:
+        sides = [torch.sym_max(side, minimum) for side in sides]
+    if square:
         sides = [torch.sym_max(*sides)] * 2
     for dim, size, padded in ((2, h, sides[0]), (3, w, sides[1])):
         if torch.compiler.is_compiling() or padded > size:  # an exported graph takes any size
@@ -77,7 +83,6 @@ def _pad(required: Any, net: nn.Module, inputs: tuple[Tensor]) -> Tensor:
 
 
 def _crop(net: nn.Module, _: tuple[Tensor], sr: Tensor) -> Tensor:
-    """Forward hook: cut off what `_pad` added."""
     h, w = net.lq_size
     return sr[..., : 4 * h, : 4 * w]
 

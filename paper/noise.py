@@ -8,10 +8,9 @@ import argparse
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
+from models.images import LUMA
 from paper.shown import TestSet, gain
 from paper.tables import Means, write_table
-
-LUMA = (0.299, 0.587, 0.114)
 
 
 def high_pass(image: np.ndarray) -> np.ndarray:

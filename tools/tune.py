@@ -296,7 +296,7 @@ def check_metrics(args: argparse.Namespace, device: torch.device) -> None:
             problems.append(one_line(error))
     if problems:
         way = f"or go on without them: {WITHOUT_WEIGHTS} {args.photos}"
-        raise ValueError("\n".join([*problems, way]))
+        raise ValueError("; ".join([*problems, way]))
 
 
 def main(args: argparse.Namespace) -> None:

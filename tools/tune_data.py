@@ -10,8 +10,8 @@ from PIL import Image
 
 from models.checkpoint import replacing, sha256
 from models.degradations import apply_degradation, degrade_patch, draw_degradation
-from models.images import PHOTOS, describe_folder, list_images, write_png
-from models.photos import LUMA, photo_size, read_shrunk
+from models.images import LUMA, PHOTOS, describe_folder, list_images, write_png
+from models.photos import photo_size, read_shrunk
 from models.progress import progress
 
 CROP = 256  # pixels of the crops of test and validation
