@@ -18,6 +18,7 @@ Out: --out (default runs/<net>-<sampler>+FT...) with lora.pt (the adapters; adap
 """
 
 import argparse
+import copy
 from pathlib import Path
 
 import torch
@@ -60,13 +61,11 @@ class OneByOne(nn.Module):
 def main(args: argparse.Namespace) -> None:
     resolve_args(args)
 
-    # The base network, adapted
+    # The base network and its adapters
     net_g = train_sr.build_generator(args.net, args.init, args.any_size)
     base_sha256 = sha256(args.init)
     torch.manual_seed(args.seed)
-    targets = args.lora_targets or preset_of(args)["targets"] or inner_layers(net_g)
-    if not args.full:
-        add_lora(net_g, targets, args.lora_rank)
+    targets = [] if args.full else adapt(args, net_g)
 
     # The quality model as the reward
     sets, pairs = train_sr.load_data(args)
@@ -82,7 +81,7 @@ def main(args: argparse.Namespace) -> None:
     if args.rank == 0:
         out = Path(args.out)
         lora = {
-            "lora": lora_state(net_ema), "rank": args.lora_rank, "targets": list(targets),
+            "lora": lora_state(net_ema), "rank": args.lora_rank, "targets": targets,
             "alpha": float(args.lora_rank or 0), "base_sha256": base_sha256,
         }
         check_finite(lora["lora"], f"{out}: the adapters are not written")
@@ -99,11 +98,30 @@ def preset_of(args: argparse.Namespace) -> dict:
     return PRESETS[args.net.removesuffix("_tiny")]
 
 
-def inner_layers(net: nn.Module) -> list[str]:
-    """Names of all linear and convolution layers but the first and the last convolution."""
-    layers = {n: m for n, m in net.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
-    convolutions = [name for name, layer in layers.items() if isinstance(layer, nn.Conv2d)]
-    return [name for name in layers if name not in (convolutions[0], convolutions[-1])]
+def adapt(args: argparse.Namespace, net: nn.Module) -> list[str]:
+    """Give a network its adapters; returns their targets, patterns of layer names.
+
+    Raises ValueError if one matches nothing, or a layer that training does not reach.
+    """
+    trained = trained_layers(net)
+    convolutions = [name for name in trained if isinstance(net.get_submodule(name), nn.Conv2d)]
+    targets = args.lora_targets or preset_of(args)["targets"] or [
+        name for name in trained if name not in (convolutions[0], convolutions[-1])]
+    if idle := set(add_lora(net, targets, args.lora_rank)) - set(trained):
+        raise ValueError(f"--lora-targets: training does not reach {min(idle)}")
+    return list(targets)
+
+
+def trained_layers(net: nn.Module) -> list[str]:
+    """Names of the linear and convolution layers that training reaches.
+
+    Some networks, as SPAN, keep further ones for inference, which they compute from these.
+    """
+    net = copy.deepcopy(net).train()  # its statistics and gradients change
+    with torch.random.fork_rng(devices=[]):
+        net(torch.rand(1, 3, 16, 16)).mean().backward()
+    return [name for name, layer in net.named_modules()
+            if isinstance(layer, nn.Linear | nn.Conv2d) and layer.weight.grad is not None]
 
 
 def usual_values(args: argparse.Namespace) -> dict[str, object]:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+KEYS = re.compile(r"(conv_(first|body|up\d|hr|last)|body\.\d+\.rdb\d\.conv\d)\.(weight|bias)")
 # The two older spellings of ESRGAN's checkpoints -> BasicSR's.
 OLD_NAMES = (
     (r"^RRDB_trunk\.(\d+)\.RDB(\d)\.", r"body.\1.rdb\2."),
@@ -111,8 +112,13 @@ class RRDBNet(nn.Module):
 
     @classmethod
     def matches(cls, state: Mapping[str, Tensor]) -> bool:
-        """Whether the state dict is of an RRDBNet, with new or old names."""
-        return {"conv_first.weight", "body.0.rdb1.conv1.weight"} <= set(map(modern_name, state))
+        """Whether the state dict is of an RRDBNet, with new or old names.
+
+        ESRGAN+'s and others have these keys too, and further ones.
+        """
+        names = set(map(modern_name, state))
+        needed = {"conv_first.weight", "body.0.rdb1.conv1.weight"}
+        return needed <= names and all(map(KEYS.fullmatch, names))
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> "RRDBNet":

@@ -6,6 +6,7 @@ are (B, H, W, C).
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -17,6 +18,12 @@ RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K, as in the public code
 # Added to the logits of token pairs that are not neighbours in the image. The public buffers hold
 # -100, whose softmax is a denormal number: same result, but a CPU takes 1.3 times as long.
 MASKED, PUBLIC_MASKED = -1000.0, -100.0
+KEYS = re.compile(
+    r"(conv_first|patch_embed\.norm|norm|conv_after_body(\.\d)?|conv_before_upsample\.0|upsample\.\d"
+    r"|conv_up\d|conv_hr|conv_last)\.(weight|bias)"
+    r"|layers\.\d+\.(conv(\.\d)?\.(weight|bias)|residual_group\.blocks\.\d+\.(attn_mask"
+    r"|(norm\d|attn\.qkv|attn\.proj|mlp\.fc\d)\.(weight|bias)"
+    r"|attn\.relative_position_(bias_table|index)))")
 UPSAMPLERS = ("pixelshuffle", "nearest+conv", "pixelshuffledirect")
 CACHED_MASKS = 4  # sizes; an image's tiles have at most four (inner, right, bottom, corner)
 CUDA_GRID = 2**16  # blocks that the fused attention's kernels can start in one dimension
@@ -368,11 +375,13 @@ class SwinIR(nn.Module):
 
     @classmethod
     def matches(cls, state: Mapping[str, Tensor]) -> bool:
-        """Whether the state dict is of a SwinIR, perhaps of one that from_state cannot build."""
-        return {
-            "conv_first.weight",
-            "layers.0.residual_group.blocks.0.attn.relative_position_bias_table",
-        } <= set(state)
+        """Whether the state dict is of a SwinIR, perhaps of one that from_state cannot build.
+
+        HAT's and others have these keys too, and further ones.
+        """
+        needed = {"conv_first.weight",
+                  "layers.0.residual_group.blocks.0.attn.relative_position_bias_table"}
+        return needed <= set(state) and all(map(KEYS.fullmatch, state))
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> "SwinIR":

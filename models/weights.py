@@ -4,10 +4,13 @@ A file that does not fit, or holds weights that are not finite, raises a one-lin
 names it.
 """
 
+import copy
 import functools
 import os
+import re
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,26 +39,49 @@ def _build_other(state: dict[str, Tensor], path: str | Path) -> nn.Module:
     what = (f"{path}: neither a SwinIR nor an RRDBNet checkpoint ({len(state)} weights, the first "
             f"{next(iter(state))})")
     try:
-        import spandrel
-
-        found = spandrel.ModelLoader(device="cpu").load_from_state_dict(state)
+        found = _read_by_spandrel(state)
     except ImportError as error:
         raise ValueError(f"{what}; other networks need: pip install spandrel") from error
     except Exception as error:  # spandrel: UnsupportedModelError, and what odd shapes raise
         raise ValueError(f"{what}; spandrel does not know it ({one_line(error, 120)})") from error
     channels = found.input_channels, found.output_channels
+    name = found.architecture.name
     if found.scale != 4 or channels != (3, 3):
-        raise ValueError(f"{path}: {found.architecture.name} x{found.scale} of {channels[0]} to "
-                         f"{channels[1]} channels; only x4 of RGB is supported")
-    check_finite(found.model.state_dict(), path)
-    needs = found.size_requirements
-    if not needs.none:
-        pad_inputs(found.model, needs.multiple_of, needs.minimum, needs.square)
-    return found.model
+        raise ValueError(f"{path}: {name} x{found.scale} of {channels[0]} to {channels[1]} "
+                         "channels; only x4 of RGB is supported")
+    # A copy: what spandrel's call keeps in its own could not be trained
+    net, needs = copy.deepcopy(found.model).eval(), found.size_requirements
+    check_finite(net.state_dict(), path)
+    pad_inputs(net, needs.multiple_of, needs.minimum, needs.square)
+    # spandrel may do more than to call the network, which training would not
+    x = torch.rand(1, 3, 9, 13, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        try:
+            same = torch.allclose(net(x).clamp(0, 1), found(x), atol=1e-4)
+        except Exception:  # whatever its code raises where it is called as others are
+            same = False
+    if not same:
+        raise ValueError(f"{path}: spandrel runs {name} in a way of its own, which is not "
+                         "supported")
+    return net
+
+
+def _read_by_spandrel(state: dict[str, Tensor]) -> Any:
+    """spandrel's descriptor; a name that all keys begin with, as net_g., may be a trainer's."""
+    import spandrel
+
+    try:
+        return spandrel.ModelLoader(device="cpu").load_from_state_dict(state)
+    except spandrel.UnsupportedModelError:
+        names = {key.partition(".")[0] for key in state}
+        inner = {key.partition(".")[2]: value for key, value in state.items()}
+        if len(names) > 1 or "" in inner:
+            raise
+        return _read_by_spandrel(inner)
 
 
 def pad_inputs(net: nn.Module, multiple: int, minimum: int = 0, square: bool = False) -> None:
-    """Make `net` pad its images right and below, and crop its output by as much.
+    """Make `net` pad a copy of its images right and below, and crop its output by as much.
 
     Padded sides are multiples of `multiple`, at least `minimum` (a multiple, too) and equal if
     `square`. The image is reflected (borders are not repeated), and where the reflection ends, its
@@ -79,7 +105,7 @@ def _pad(multiple: int, minimum: int, square: bool, net: nn.Module, inputs: tupl
         if torch.compiler.is_compiling() or padded > size:  # an exported graph takes any size
             i = torch.arange(padded, device=lq.device)
             lq = lq.index_select(dim, torch.minimum(i, 2 * (size - 1) - i).clamp(min=0))
-    return lq
+    return lq.clone() if lq is inputs[0] else lq  # RCAN writes to what it gets
 
 
 def _crop(net: nn.Module, _: tuple[Tensor], sr: Tensor) -> Tensor:
@@ -94,15 +120,15 @@ def read_network(path: str | Path) -> tuple[dict[str, Tensor], type | None]:
     and save other networks beside it. Averaged weights (ema in the name) are preferred. Raises
     ValueError where several networks are left to choose from.
     """
-    state = read_state(path)
-    names = dict.fromkeys(key.partition(".")[0] for key in state)
-    found = {}
-    for prefix in ("", *(f"{name}." for name in names)):
-        part = {k.removeprefix(prefix).removeprefix("module."): v for k, v in state.items()
-                if k.startswith(prefix)}
+    state, found = read_state(path), {}
+    ends = "conv_first.weight", "model.0.weight"  # ESRGAN's old name
+    for prefix in {key.removesuffix(end): None for key in state for end in ends
+                   if key.endswith(end)}:
+        part = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
         for kind in (kind for kind in (SwinIR, RRDBNet) if kind.matches(part)):
             found[prefix] = part, kind
-    averaged = {prefix: network for prefix, network in found.items() if "ema" in prefix}
+    averaged = {prefix: network for prefix, network in found.items()
+                if re.search(r"(^|[._])ema([._]|$)", prefix)}
     candidates = averaged if len(found) > 1 and averaged else found
     if len(candidates) > 1:
         raise ValueError(f"{path}: holds several networks, {', '.join(candidates)}; save one alone")
