@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-KEYS = re.compile(r"(conv_(first|body|up\d|hr|last)|body\.\d+\.rdb\d\.conv\d)\.(weight|bias)")
+KEYS = re.compile(  # model.N: old names of other scales
+    r"(conv_(first|body|up\d|hr|last)|body\.\d+\.rdb\d\.conv\d|model\.\d+)\.(weight|bias)")
 # The two older spellings of ESRGAN's checkpoints -> BasicSR's.
 OLD_NAMES = (
     (r"^RRDB_trunk\.(\d+)\.RDB(\d)\.", r"body.\1.rdb\2."),

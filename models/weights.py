@@ -95,6 +95,8 @@ def _pad(multiple: int, minimum: int, square: bool, net: nn.Module, inputs: tupl
          ) -> Tensor:
     (lq,) = inputs
     net.lq_size = h, w = lq.shape[2:]
+    if (multiple, minimum, square) == (1, 0, False):
+        return lq.clone()  # RCAN writes to what it gets
     # ONNX would round a negative quotient to zero
     sides = [(side + multiple - 1) // multiple * multiple for side in (h, w)]
     if minimum:
@@ -105,7 +107,7 @@ def _pad(multiple: int, minimum: int, square: bool, net: nn.Module, inputs: tupl
         if torch.compiler.is_compiling() or padded > size:  # an exported graph takes any size
             i = torch.arange(padded, device=lq.device)
             lq = lq.index_select(dim, torch.minimum(i, 2 * (size - 1) - i).clamp(min=0))
-    return lq.clone() if lq is inputs[0] else lq  # RCAN writes to what it gets
+    return lq.clone() if lq is inputs[0] else lq
 
 
 def _crop(net: nn.Module, _: tuple[Tensor], sr: Tensor) -> Tensor:
