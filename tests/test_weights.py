@@ -106,7 +106,8 @@ def other(kind, path, **settings):
 
 def test_networks_with_swinirs_or_rrdbnets_keys_and_others_are_spandrels(tmp_path):
     hat = other(HAT, tmp_path / "hat.pth", upscale=4, embed_dim=60, depths=[1], num_heads=[2],
-                compress_ratio=3, squeeze_factor=30, upsampler="pixelshuffle")
+                window_size=16, compress_ratio=3, squeeze_factor=30,
+                upsampler="pixelshuffle")
     plus = other(PublicRRDB, tmp_path / "plus.pth", num_filters=8, num_blocks=1, plus=True)
     for path, net in ((hat, HAT), (plus, PublicRRDB)):
         assert isinstance(load_net(path), net) and read_network(path)[1] is None
