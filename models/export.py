@@ -7,8 +7,10 @@ Also what a training run leaves beside its checkpoint: the same as .safetensors,
 adapters in PEFT's format. onnx and onnxscript are imported only where they are needed.
 """
 
+import contextlib
 import copy
 import importlib.util
+import io
 import json
 import re
 import zlib
@@ -120,8 +122,19 @@ def write_onnx(
         shapes = ({2: any_side, 3: any_side},)
         if window > 1:  # SwinIR's own padding has branches, which would fix the size
             pad_inputs(net, window)
-    program = torch.onnx.export(net, (x,), input_names=["lq"], output_names=["sr"], dynamo=True,
-                                dynamic_shapes=shapes, verbose=False)
+    with torch.no_grad():
+        net(x)
+    for module in net.modules():  # SPAN sets its weights in each pass, which ends the export
+        if hasattr(module, "update_params"):
+            module.update_params = lambda: None
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            program = torch.onnx.export(net, (x,), input_names=["lq"], output_names=["sr"],
+                                        dynamo=True, dynamic_shapes=shapes, verbose=False)
+    except Exception as error:  # torch's own, of many kinds, after hundreds of lines
+        why = str(error.__cause__ or error).strip().partition("\n")[0][:160]
+        raise ValueError(f"{path}: torch cannot export a {type(net).__name__} ({why}); write "
+                         ".safetensors") from error
     with replacing(path) as temporary:  # program.save would need a path that ends with .onnx
         temporary.write_bytes(program.model_proto.SerializeToString())
     if not importlib.util.find_spec("onnxruntime"):

@@ -10,6 +10,7 @@ import spandrel
 import torch
 from PIL import Image
 from spandrel.architectures.Compact.__arch.SRVGG import SRVGGNetCompact
+from spandrel.architectures.SPAN import SPAN
 
 import finetune_lora
 import train_sr
@@ -474,3 +475,23 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="pip install onnx onnxscript"):
         run(path, "--export", tmp_path / "net.onnx")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["net.pt"]
+
+
+def test_a_network_that_sets_its_weights_as_it_runs_is_exported(tmp_path):
+    torch.manual_seed(0)
+    net = SPAN(num_in_ch=3, num_out_ch=3, feature_channels=8, upscale=4)
+    save_atomic({"params": net.state_dict()}, tmp_path / "span.pth")
+    net = load_net(tmp_path / "span.pth")
+    assert export.write_onnx(net, tmp_path / "span.onnx") < 1e-4
+    assert "update_params" not in vars(net.conv_1)  # the network itself is as it was
+
+
+def test_what_torch_cannot_export_is_refused_in_one_line(tmp_path, monkeypatch, capfd):
+    def fail(*_, **__):
+        print("hundreds\nof\nlines")
+        raise RuntimeError("step 1/3\nof") from ValueError("u0 is not known\n\nmore")
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    with pytest.raises(ValueError, match=r"cannot export a RRDBNet \(u0 is not known\); write"):
+        export.write_onnx(NETS["rrdb_demo"](), tmp_path / "net.onnx")
+    assert capfd.readouterr() == ("", "") and not any(tmp_path.iterdir())

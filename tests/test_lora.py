@@ -1,14 +1,19 @@
 """models/lora.py: identity at the start, exact merge, only the adapters train."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
+from spandrel.architectures.SPAN import SPAN
 from torch import nn
 
+import finetune_lora
+from models.checkpoint import save_atomic
 from models.lora import add_lora, load_lora, lora_state, merge_lora, merged_state
 from models.rrdb import RRDBNet
 from models.swinir import SwinIR
+from models.weights import load_net
 
 SWINIR = ("*.mlp.fc1", "*.mlp.fc2")
 RRDB = ("body.*.rdb?.conv?",)
@@ -157,3 +162,25 @@ def test_a_deep_copy_computes_with_its_own_adapters_and_merging_leaves_no_hooks(
     assert not hasattr(other, "lora_groups")
     assert torch.allclose(other(x), before, atol=1e-5)
     assert net._forward_pre_hooks  # the copy's merging is its own
+
+
+def test_adapters_of_other_networks_are_where_training_reaches(tmp_path):
+    """SPAN's layers for inference are computed from the trained ones; adapters there did nothing,
+    and the averaged network was scored without its own."""
+    torch.manual_seed(0)
+    span = SPAN(num_in_ch=3, num_out_ch=3, feature_channels=8, upscale=4)
+    save_atomic({"params": span.state_dict()}, tmp_path / "span.pth")
+    net = load_net(tmp_path / "span.pth").requires_grad_(True).train()
+    args = SimpleNamespace(lora_targets=None, net="other", lora_rank=2)
+    targets = finetune_lora.adapt(args, net)
+    assert targets and not any("eval_conv" in name for name in targets)
+    perturb(net)
+    x = torch.rand(1, 3, 9, 9)
+    trained, validated = net(x), copy.deepcopy(net).eval()(x)
+    torch.testing.assert_close(trained, validated, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(merge_lora(net).eval()(x), validated, atol=1e-5, rtol=1e-5)
+
+    net = load_net(tmp_path / "span.pth").requires_grad_(True).train()
+    args.lora_targets = ["*.eval_conv"]
+    with pytest.raises(ValueError, match="--lora-targets: training does not reach .*eval_conv"):
+        finetune_lora.adapt(args, net)
