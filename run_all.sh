@@ -24,9 +24,10 @@ if [[ ${1-} == -h || ${1-} == --help ]]; then
   sed -n '/^#!/d; /^#/!q; s/^# \{0,1\}//p' "$0"
   exit
 fi
-if [ "${1-demo}" = demo ]; then
+if [ "${1-demo}" != paper ]; then
+  [ "${1-demo}" = demo ] && script=demo.run || script=tools.tune
   for name in NET SEED DRY ONLY; do
-    [ -z "${!name-}" ] || refuse "$name= is not for the demo; see: python -m demo.run --help"
+    [ -z "${!name-}" ] || refuse "$name= is for the paper; see: python -m $script --help"
   done
 fi
 if [ -z "${DRY-}" ]; then # a Python with the requirements: the current one, or .venv's
@@ -37,7 +38,12 @@ python() { "$PYTHON" "$@"; }
 torchrun() { "$PYTHON" -m torch.distributed.run "$@"; }
 case ${1:-demo} in
   demo) exec "$PYTHON" -m demo.run "${@:2}" ;;
-  photos) exec "$PYTHON" -m tools.tune "${2-demo/photos}" "${@:3}" ;;
+  photos)
+    shift
+    if [[ $OLDPWD != "$PWD" && -n ${1-} && -d $OLDPWD/$1 ]]; then # DIR as it was typed, elsewhere
+      set -- "$OLDPWD/$1" "${@:2}"
+    fi
+    exec "$PYTHON" -m tools.tune "$@" ;;
   paper) [ $# = 1 ] || refuse "paper $2: unknown; set variables, see the head of this file" ;;
   *) refuse "unknown command $1; see the head of this file" ;;
 esac

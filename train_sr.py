@@ -49,7 +49,15 @@ from models.distributed import (
     start_worker,
 )
 from models.export import write_result
-from models.flags import SEED, folder_or_count, integer, new_parser, number, perceptual
+from models.flags import (
+    SEED,
+    folder_or_count,
+    integer,
+    new_parser,
+    number,
+    patch_size,
+    perceptual,
+)
 from models.hggt import MultiGT, is_flat_folder, load_sets
 from models.iqa import FrozenMetric
 from models.losses import VGG19Loss, gan_loss_d, gan_loss_g, laplacian_loss
@@ -541,8 +549,6 @@ def resolve_args(
                          "number of images to hold out")
     if len(set(args.iqa)) < len(args.iqa):
         raise ValueError(f"--iqa {' '.join(args.iqa)}: a metric twice; name each once")
-    if args.patch_size % 8:
-        raise ValueError(f"--patch-size {args.patch_size}: must be a multiple of 8")
     if args.batch_size % (args.world * args.accumulate):
         raise ValueError(f"--batch-size {args.batch_size} is the total: it must be divisible by "
                          f"the {args.world} processes times --accumulate {args.accumulate}")
@@ -588,8 +594,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--steps", type=integer(1), default=300_000, help="optimiser steps in all")
     add("--batch-size", type=integer(1),
         help="samples per step over all processes (default: 32 SwinIR, 48 others)")
-    # 16: the degradations and VGG19 need it
-    add("--patch-size", type=integer(16), default=256, help="GT patch side in pixels")
+    add("--patch-size", type=patch_size, default=256, help="GT patch side in pixels")
     add("--lr", type=number(1e-12, 1),
         help="Adam learning rate of net_g (default: 1e-4; stage one 2e-4)")
     add("--lr-d", type=number(0, 1), help="Adam learning rate of the discriminator (default: --lr)")

@@ -120,7 +120,7 @@ def read_state(path: str | Path) -> "dict[str, torch.Tensor]":
     data = load_file(path)
     if not any(isinstance(data.get(key), dict) for key in WRAPPINGS) and "optimizers" in data:
         raise ValueError(f"{path}: a trainer's state without weights; give its network's file")
-    while key := next((key for key in WRAPPINGS if isinstance(data.get(key), dict)), None):
+    for key in outer_keys(data):
         data = data[key]
     # torch.compile and DataParallel put a module around the network
     state = {str(key).replace("_orig_mod.", "").removeprefix("module."): value
@@ -134,6 +134,15 @@ def read_state(path: str | Path) -> "dict[str, torch.Tensor]":
             raise ValueError(f"{path}: {key} is a {kind.replace('torch.', '')} tensor; save the "
                              "network's weights as dense floating-point numbers")
     return state
+
+
+def outer_keys(data: dict) -> list[str]:
+    """The keys around the network's state dict in a file, as ["params"]; the preferred ones."""
+    keys = []
+    while key := next((key for key in WRAPPINGS if isinstance(data.get(key), dict)), None):
+        keys.append(key)
+        data = data[key]
+    return keys
 
 
 def read_settings(path: str | Path) -> dict:

@@ -165,13 +165,14 @@ def cleanup() -> None:
 
 
 @contextlib.contextmanager
-def clean_exit(script: str) -> Iterator[None]:
+def clean_exit(script: str, stopped: int = 0) -> Iterator[None]:
     """Context manager for a script's main: short error messages and clean exit codes.
 
     ValueError and OSError are bad input, or a full disk: `script: message` on stderr, exit code 2.
     Under torchrun the first rank that fails prints its message once; torchrun then ends the other
     ranks, whose broken collectives are not reported. With DEBUG set, tracebacks are shown.
-    SIGTERM, like SIGINT, raises KeyboardInterrupt: exit code 0, since the script can be rerun.
+    SIGTERM, like SIGINT, raises KeyboardInterrupt: exit code `stopped`, 0 as the script can be
+    rerun, or 130 for one whose result others wait for.
     Control characters of a message are escaped, and names that cannot be printed are on stdout.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -194,8 +195,8 @@ def clean_exit(script: str) -> Iterator[None]:
         if not _count("failed", 0) and rank == 0:
             why = "a signal, or because another process was killed" if world > 1 else "a signal"
             print(f"{script}: stopped by {why}; rerun the same command to resume", file=sys.stderr)
-        _leave(0)
-        sys.exit(0)
+        _leave(stopped)
+        sys.exit(stopped)
     except Exception:
         if rank_and_world()[1] > 1:
             traceback.print_exc()

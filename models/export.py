@@ -23,6 +23,7 @@ from models.checkpoint import (
     check_finite,
     load_file,
     one_line,
+    outer_keys,
     read_text,
     replacing,
     save_atomic,
@@ -30,7 +31,7 @@ from models.checkpoint import (
 )
 from models.rrdb import RRDBNet
 from models.swinir import SwinIR
-from models.weights import pad_inputs
+from models.weights import names_in, pad_inputs
 
 
 def export(net: nn.Module, path: str, onnx_size: tuple[int, int] | None = None) -> str:
@@ -69,18 +70,21 @@ def spandrel_note(net: nn.Module) -> str:
             f"{width}, not the public networks' {expected}; an .onnx file works)")
 
 
-def write_weights(net: nn.Module, path: str | Path, names: dict[str, str] | None = None,
+def write_weights(net: nn.Module, path: str | Path, like: str | Path | None = None,
                   about: dict[str, str] | None = None) -> None:
     """Write a network's weights: .pth, .pt as {"params_ema": ...}; .safetensors as bare tensors,
     with the network's name and scale as metadata.
 
-    names: {key: its name in the file}, where it is another; about: further metadata
+    like: the file that the network came from, whose keys are taken, and those around them
+    about: further metadata
     """
-    path, names = Path(path), names or {}
+    path, names = Path(path), names_in(like) if like else {}
     state = {names.get(key, key): value.detach().cpu().clone(memory_format=torch.contiguous_format)
              for key, value in net.state_dict().items()}
     if path.suffix != ".safetensors":
-        save_atomic({"params_ema": state}, path)
+        for key in reversed(outer_keys(load_file(like)) if like else ["params_ema"]):
+            state = {key: state}
+        save_atomic(state, path)
         return
     write_safetensors(state, path, {"architecture": type(net).__name__, "scale": "4"}
                       | (about or {}))

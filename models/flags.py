@@ -78,6 +78,14 @@ class integer(number):
 SEED = integer(0, 2**32 - 1)
 
 
+def patch_size(text: str) -> int:
+    """A GT patch's side in pixels: 16 or more for the degradations and VGG19, a multiple of 8."""
+    side = integer(16)(text)
+    if side % 8:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a multiple of 8")
+    return side
+
+
 def perceptual(text: str) -> str:
     """A perceptual loss: laplacian, vgg19, or vgg19@FILE with a file of its weights."""
     name, at, file = text.partition("@")

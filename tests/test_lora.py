@@ -177,7 +177,7 @@ def test_adapters_of_other_networks_are_where_training_reaches(tmp_path):
     perturb(net)
     x = torch.rand(1, 3, 9, 9)
     trained, validated = net(x), copy.deepcopy(net).eval()(x)
-    torch.testing.assert_close(trained, validated, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(trained, validated, atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(merge_lora(net).eval()(x), validated, atol=1e-5, rtol=1e-5)
 
     net = load_net(tmp_path / "span.pth").requires_grad_(True).train()

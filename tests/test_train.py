@@ -571,7 +571,6 @@ STAGE2 = ("--sampler", "amo", "--init", "stage1/net_g_ema.pt", "--out", "bad")
     ("message", "flags"),
     [
         ("absent: no such folder", ("--data", "absent")),
-        ("--patch-size 36: must be a multiple of 8", ("--patch-size", 36)),
         ("64x64 is smaller than --patch-size 128", ("--patch-size", 128)),
         ("no_such_metric", ("--iqa", "no_such_metric")),
         ("--iqa test_train:constant: gives all ground truths the same score",

@@ -1,7 +1,11 @@
 """tools/tune.py and demo/photo_quality.py: your photos, one command; networks by name."""
 
 import argparse
+import shutil
+import signal
 import struct
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -10,7 +14,7 @@ import pytest
 import torch
 from make_data import smooth_image
 from PIL import Image
-from scripts import ROOT, run_script
+from scripts import ROOT, environment, run_script
 
 from demo import photo_quality
 from models import export
@@ -60,6 +64,90 @@ def test_crops_lie_where_the_detail_is_and_apart(tmp_path):
     assert len(tune_data.detailed_corners(image[:300, :300])) == 1
 
 
+def test_a_first_start_that_failed_leaves_no_photo_in_another_part(tmp_path):
+    """The photos were copied before a broken one was met, and the next split kept them."""
+    photos, work = make_photos(tmp_path / "photos"), tmp_path / "work"
+    parts = tune_data.split_photos(photos.iterdir())
+    broken = next(file for file in parts["test"] if file.suffix == ".JPG")
+    content = broken.read_bytes()
+    broken.write_bytes(content[: len(content) // 2])  # its header is whole
+    parts = tune_data.split_photos(tune_data.usable_photos(photos, 64))
+    with pytest.raises(ValueError, match=f"{broken.name}: "):
+        tune_data.make_data(parts, work, "light")
+    assert not work.exists()
+    broken.unlink()
+    parts = tune_data.split_photos(tune_data.usable_photos(photos, 64))
+    tune_data.make_data(parts, work, "light")
+    assert {f.name for f in (work / "train").iterdir()} == {f.name for f in parts["train"]}
+
+    # Interrupted while it was made, then of other photos
+    more = make_photos(tmp_path / "more", 14)
+    shutil.rmtree(work / "test")
+    others = tune_data.split_photos(tune_data.usable_photos(more, 64))
+    for degradation, why in (("light", "of other photos"), ("two_round", "for another kind")):
+        with pytest.raises(ValueError, match=f"work: made {why}"):
+            tune_data.make_data(others, work, degradation)
+    (work / "split.json").unlink()
+    with pytest.raises(ValueError, match="work: has a folder val of other origin"):
+        tune_data.make_data(others, work, "light")
+
+
+def test_two_photos_of_one_name_are_refused(tmp_path):
+    photos = make_photos(tmp_path / "photos")
+    (photos / "photo01.png").write_bytes((photos / "photo00.png").read_bytes())
+    with pytest.raises(ValueError, match="photo01.png: the same name as photo01.JPG; rename one"):
+        tune_data.usable_photos(photos, 64)
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    (("--out", "photos"), "--out photos: has the photos; give another folder"),
+    (("--work", "photos/../photos"), "has the photos"),
+    (("--out", "net.pth"), "--out net.pth: a file"),
+    (("--patch-size", 100), "'100': must be a multiple of 8"),
+])
+def test_folders_and_flags_are_checked_at_the_start(flags, message, tmp_path):
+    photos = make_photos(tmp_path / "photos")
+    (tmp_path / "net.pth").touch()
+    done = run_script("tools.tune", "photos", "--init", "net.pth", *flags, cwd=tmp_path)
+    assert done.returncode == 2 and message in done.stderr, done.stderr
+    (photos / "SOURCES.csv").write_text("name,author\na,b\n")
+    done = run_script("tools.tune", "photos", "--init", "net.pth", cwd=tmp_path)
+    assert done.returncode == 2 and "SOURCES.csv: no column file, licence" in done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["net.pth", "photos"]
+
+
+CHILD = """if True:
+    import signal, sys, time
+    def save(*_):
+        time.sleep(0.5)
+        open("saved", "w").close()
+        sys.exit(0)
+    signal.signal(signal.SIGTERM, save)
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+PARENT = f"""if True:
+    import sys
+    from models.distributed import clean_exit
+    from tools import tune
+    tune.ROOT = "."
+    with clean_exit("tune.py", stopped=130):
+        tune.run_to_end([sys.executable, "-c", {CHILD!r}])
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_the_training_save_and_is_no_success(number, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", PARENT], cwd=tmp_path, env=environment(PYTHONPATH=ROOT), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    stderr = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and (tmp_path / "saved").is_file(), stderr
+    assert stderr == "tune.py: stopped by a signal; rerun the same command to resume\n"
+
+
 # ------------------------------------------------------------------------- the page's pictures
 
 
@@ -89,7 +177,7 @@ def test_shrunk_photos_are_those_of_the_training(tmp_path):
     assert whole.size == (300, 256)
     sets = load_sets(tmp_path / "work/train").subset(np.arange(1), 2)
     assert (np.asarray(whole) == sets.read(sets.paths[0][0])[:256]).all()
-    with pytest.raises(ValueError, match="made of other photos, or with another --shrink"):
+    with pytest.raises(ValueError, match="work: made with another --shrink; give another --work"):
         tune_data.make_data(parts, tmp_path / "work", "light", 1)
 
 
@@ -119,12 +207,13 @@ def test_crops_and_captions_name_the_author(tmp_path):
         for name in ("photo00_0", "photo02_0"):
             Image.new("RGB", (256, 256), (60 * k, 9, 9)).save(args.work / folder / f"{name}.png")
     (photos / "SOURCES.csv").write_text("file,author,licence\nphoto00.png,\"A, B\",CC-BY-4.0\n")
+    (args.out / "before_0_tuned.jpg").touch()
     tune.write_pictures(args, files, "tuned x1")
     captions, _ = read_csv(args.out / "captions.csv")
     assert [row["image"] for row in captions] == [
         "photo00_0", "photo00_1", "photo00_whole", "strip"]
     assert {(row["author"], row["licence"]) for row in captions} == {("A, B", "CC-BY-4.0")}
-    assert len(list(args.out.glob("*.jpg"))) == 6
+    assert len(list(args.out.glob("*.jpg"))) == 6  # none of another photo
     for k, what in enumerate(("base", "tuned", "photo")):
         crop = Image.open(args.out / f"photo02_0_{what}.jpg")
         assert crop.format == "JPEG" and crop.size == (256, 256)

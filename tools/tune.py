@@ -48,7 +48,7 @@ from models.checkpoint import (
 )
 from models.distributed import clean_exit
 from models.export import metadata, write_card, write_weights
-from models.flags import SEED, integer, new_parser, number, perceptual, refuse
+from models.flags import SEED, integer, new_parser, number, patch_size, perceptual, refuse
 from models.images import read_rgb, write_png
 from models.metrics import as_image, as_tensor, load_metrics, rounded, score_pair
 from models.progress import progress
@@ -63,7 +63,7 @@ from models.validation import (
     read_pairs,
     validations,
 )
-from models.weights import load_net, names_in, vgg19_state
+from models.weights import load_net, vgg19_state
 from tools.prefetch import fetch_network
 from tools.tune_data import CROP, list_crops, make_data, split_photos, usable_photos
 from tools.upscale import apply_lora, bicubic
@@ -107,17 +107,30 @@ def tune(args: argparse.Namespace, out: Path, *flags: str) -> None:
         sys.executable, "finetune_lora.py", "--data", str(args.work / "train"), "--shrink",
         args.shrink, "--init", str(args.init), "--sampler", "origs_only", "--iqa", args.q,
         "--perceptual", args.perceptual, "--steps", args.steps, "--batch-size", args.batch_size,
-        "--patch-size", args.patch_size, "--lr", args.lr, "--milestones", args.steps, "--lambda-q",
-        args.lambda_q, "--ema-decay", args.ema_decay, "--val", *val, "--val-every", args.every,
-        "--guard", args.guard, "--log-every", 10, "--save-every", args.every, "--sample-every",
-        args.every, "--cache", str(args.work / "cache"), "--seed", args.seed, "--out", str(out),
-        *flags,
+        "--patch-size", args.patch_size, "--lr", args.lr, "--lambda-q", args.lambda_q,
+        "--ema-decay", args.ema_decay, "--val", *val, "--val-every", args.every, "--guard",
+        args.guard, "--log-every", 10, "--save-every", args.every, "--sample-every", args.every,
+        "--cache", str(args.work / "cache"), "--seed", args.seed, "--out", str(out), *flags,
     ]
     print(shlex.join(map(str, command[1:])), flush=True)
-    if subprocess.run([str(word) for word in command], cwd=ROOT).returncode or not (
-            out / "net_g_ema.pt").is_file():
+    code = run_to_end([str(word) for word in command])
+    if code == 2:
+        raise ValueError(f"{out}: refused, see above; if {args.work} was begun with other flags, "
+                         "give those again, or another --work")
+    if code or not (out / "net_g_ema.pt").is_file():
         raise ValueError(f"{out}: the fine-tuning did not finish, see above; rerun the same "
                          "command to resume")
+
+
+def run_to_end(command: list[str]) -> int:
+    """Run a command in ROOT; returns its exit code. A signal to this process lets it save."""
+    with subprocess.Popen(command, cwd=ROOT, start_new_session=True) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            process.terminate()
+            process.wait()
+            raise
 
 
 def choose_scale(args: argparse.Namespace, nets: Callable[[float], nn.Module], device: torch.device
@@ -216,6 +229,9 @@ def write_pictures(args: argparse.Namespace, photos: list[Path], best: str) -> N
     The captions are for NAME_0 and its crops, NAME_1, NAME_whole and strip.png.
     """
     credits, known = [], read_sources(args)
+    for what in ("base", "tuned", "photo"):  # of other photos
+        for old in args.out.glob(f"*_0_{what}.jpg"):
+            old.unlink()
     for file in photos[:2]:
         shown = {"base": args.work / "sr/base", "tuned": args.work / "sr" / best,
                  "photo": args.work / "test/gt"}
@@ -263,7 +279,7 @@ def write_weights_and_page(
     """
     lora = args.work / "lora"
     for name in ("tuned.pth", "tuned.safetensors"):
-        write_weights(rows[best], args.out / name, names_in(args.init), about)
+        write_weights(rows[best], args.out / name, args.init, about)
     for name in ("lora.pt", "config.json", "log.csv"):
         shutil.copyfile(lora / name, args.out / name)
     if (lora / "adapter").is_dir():
@@ -313,6 +329,11 @@ def main(args: argparse.Namespace) -> None:
     args.out, args.work = args.out or Path("results", name), args.work or Path("runs", name)
 
     # Inputs: all are checked before anything is written
+    for flag, path in (("--out", args.out), ("--work", args.work)):
+        if path.resolve() == folder or path.exists() and not path.is_dir():
+            raise ValueError(f"{flag} {path}: {'has the photos' if path.is_dir() else 'a file'}; "
+                             "give another folder")
+    read_sources(args)
     photos = usable_photos(args.photos, args.patch_size, args.shrink)
     parts = split_photos(photos)
     args.init = args.init or fetch_network("realesrgan_x4plus")
@@ -321,8 +342,8 @@ def main(args: argparse.Namespace) -> None:
     check_metrics(args, device)
     print(f"{len(parts['train'])} photos to train, {len(parts['val'])} to validate, "
           f"{len(parts['test'])} to test; {kind.__name__} of {args.init}", flush=True)
-    args.out.mkdir(parents=True, exist_ok=True)
     make_data(parts, args.work, DEGRADATIONS.get(kind, "two_round"), args.shrink)
+    args.out.mkdir(parents=True, exist_ok=True)
 
     # Fine-tuning, and with --compare what it is compared with
     lora = args.work / "lora"
@@ -343,21 +364,26 @@ def main(args: argparse.Namespace) -> None:
     # The test photos, read once
     rows: dict[str, Callable[[Tensor], Tensor]] = {"bicubic": bicubic, "base": at(0.0)}
     rows |= {f"tuned x{scale:g}": at(scale) for scale in SCALES}
-    for name in ("full", "no-reward") if args.compare else ():
+    others = {"full": f"all weights at lr {args.lr / 10:g}",
+              "no-reward": "adapters at scale 1 with lambda_Q 0"} if args.compare else {}
+    for name in others:
         rows[name] = load_net(args.work / name / "net_g_ema.pt").to(device)
     columns, table = score_rows(args, rows, device)
     last, kept = validations(lora)[-1]["step"], kept_step(lora, args.steps)
     base = name_and_digest(args.init)
+    crops = len(list_crops(args.work))
     notes = [
-        f"{args.photos}: {len(parts['test'])} test photos, two crops of {CROP} pixels each, "
+        f"{args.photos}: {len(parts['test'])} test photos, {crops} crops of {CROP} pixels, "
         f"degraded as {DEGRADATIONS.get(kind, 'two_round')}; RGB, 8 bit, 4-pixel border cropped "
         "for full reference",
         f"base: {base}; tuned xS: its adapters times S; Q: {args.q}, which the reward raises, so "
         f"it judges nothing; perceptual loss: {args.perceptual.partition('@')[0]}",
         *[STAND_IN_NOTE] * (args.q == STAND_IN),
-        f"trained for {last} steps, of which the guard kept {kept} (log.csv), with the "
+        f"adapters: trained for {last} steps, of which the guard kept {kept} (log.csv), with the "
         f"settings in config.json; lr {args.lr:g}, lambda_Q {args.lambda_q:g}, seed {args.seed}; "
         f"guard {args.guard:g} dB; chosen: scale {chosen:g}", *lines,
+        *(f"{name}: {what}; step {kept_step(args.work / name, args.steps)}"
+          for name, what in others.items()),
     ]
     write_table(args, columns, table, notes)
 
@@ -372,22 +398,23 @@ def main(args: argparse.Namespace) -> None:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = new_parser(__doc__, "python -m tools.tune")
     add = parser.add_argument
-    add("photos", type=Path, metavar="DIR", help="photos: PNG, JPEG, WebP, TIFF")
+    add("photos", type=Path, nargs="?", default=Path("demo/photos"), metavar="DIR",
+        help="photos: PNG, JPEG, WebP, TIFF")
     add("--init", metavar="FILE", help="x4 network to start from (default: RealESRGAN_x4plus)")
     add("--out", type=Path, metavar="DIR", help="for the results (default: results/photos-DIR)")
     add("--work", type=Path, metavar="DIR", help="for data and runs (default: runs/photos-DIR)")
     add("--shrink", type=integer(1, 16), default=1, metavar="N",
         help="use the photos at 1/N of their sides, which hides JPEG's artefacts")
-    add("--q", default=os.environ.get("Q", "musiq"), metavar="NAME[@FILE]",
+    add("--q", default=os.environ.get("Q") or "musiq", metavar="NAME[@FILE]",
         help="quality model to raise (default: Q=, else musiq)")
     add("--perceptual", type=perceptual, metavar="vgg19[@FILE]|laplacian",
-        default=os.environ.get("PERCEPTUAL", "vgg19"),
+        default=os.environ.get("PERCEPTUAL") or "vgg19",
         help="perceptual loss (default: PERCEPTUAL=, else vgg19)")
     add("--compare", action="store_true", default=bool(os.environ.get("COMPARE")),
         help="full fine-tuning and lambda_Q = 0 as well (also COMPARE=1)")
     add("--steps", type=integer(1), help="optimiser steps (default: 2,000; on a CPU 120)")
     add("--batch-size", type=integer(1), help="samples per step (default: 16; on a CPU 2)")
-    add("--patch-size", type=integer(16), help="GT patch in pixels (default: 256; on a CPU 128)")
+    add("--patch-size", type=patch_size, help="GT patch in pixels (default: 256; on a CPU 128)")
     add("--lr", type=number(1e-12, 1), help="learning rate (default: 5e-5; on a CPU 1e-4)")
     add("--lambda-q", type=number(0), help="weight of Q (default: 0.05 for musiq, else 0.003)")
     add("--ema-decay", type=number(0, 0.999999), help="of the average (default: 0.99; CPU 0.8)")
@@ -399,5 +426,5 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    with clean_exit("tune.py"):
+    with clean_exit("tune.py", stopped=130):
         main(parse_args())

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from models.checkpoint import replacing, sha256
+from models.checkpoint import one_line, replacing, sha256
 from models.degradations import apply_degradation, degrade_patch, draw_degradation
-from models.images import LUMA, PHOTOS, describe_folder, list_images, write_png
+from models.flags import refuse
+from models.images import LUMA, PHOTOS, by_stem, describe_folder, list_images, write_png
 from models.photos import photo_size, read_shrunk
 from models.progress import progress
 
@@ -32,9 +33,10 @@ def split_photos(files: Iterable[Path]) -> dict[str, list[Path]]:
 
 
 def usable_photos(folder: Path, patch_size: int, shrink: int = 1) -> list[Path]:
-    """The photos that are large enough; lines tell of the others. ValueError names broken ones.
+    """The photos that are large enough; lines tell of the others.
 
     shrink: photos are used at 1 / shrink of their sides
+    Raises ValueError for files that are no photos by their headers, and for two of one name.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of photos")
@@ -45,7 +47,19 @@ def usable_photos(folder: Path, patch_size: int, shrink: int = 1) -> list[Path]:
     small = len(files) - len(large)
     print(describe_folder(folder, files, others)
           + (f"; {small} smaller than {side} pixels, left out" if small else ""), flush=True)
+    refuse(by_stem(large)[1])  # crops and tables go by the name without suffix
     return large
+
+
+def read_all(files: Iterable[Path]) -> None:
+    """Decode photos once. Raises ValueError with a line for each broken one."""
+    problems = []
+    for file in progress(list(files), "reading", unit="photo"):
+        try:
+            read_shrunk(file, 1)
+        except (OSError, ValueError) as error:
+            problems.append(one_line(error))
+    refuse(problems)
 
 
 def detailed_corners(image: np.ndarray, count: int = 2) -> list[tuple[int, int]]:
@@ -97,16 +111,31 @@ def write_whole(files: list[Path], folder: Path, degradation: str, shrink: int) 
 
 def make_data(parts: dict[str, list[Path]], work: Path, degradation: str, shrink: int = 1) -> None:
     """work/train with the photos, work/val and work/test with crops at 1 / shrink of their sides.
+
+    work/split.json, written first, tells what belongs there. Raises ValueError for a folder of
+    other photos or settings, for one that this did not make, and for broken photos.
     """
     listing = {name: [f"{file.name} {sha256(file)}" for file in part]
                for name, part in parts.items()} | {"degradation": degradation}
     if shrink > 1:
         listing["shrink"] = shrink
     record = work / "split.json"
-    if record.is_file() and json.loads(record.read_text()) != listing:
-        raise ValueError(f"{work}: made of other photos, or with another --shrink; delete it, or "
-                         "give another --work")
-    (work / "train").mkdir(parents=True, exist_ok=True)
+    if record.is_file():
+        made = json.loads(record.read_text())
+        other = [what for what in ("degradation", "shrink") if made.get(what) != listing.get(what)]
+        if made != listing:
+            why = {"degradation": "for another kind of network", "shrink": "with another --shrink"}
+            raise ValueError(f"{work}: made {why[other[0]] if other else 'of other photos'}; give "
+                             "another --work and --out, or delete it")
+    else:
+        if taken := [part for part in parts if (work / part).exists()]:
+            raise ValueError(f"{work}: has a folder {taken[0]} of other origin; give another "
+                             "--work")
+        read_all(file for part in parts.values() for file in part)
+        work.mkdir(parents=True, exist_ok=True)
+        with replacing(record) as temporary:
+            temporary.write_text(json.dumps(listing, indent=1))
+    (work / "train").mkdir(exist_ok=True)
     for file in parts["train"]:
         if not (work / "train" / file.name).is_file():
             with replacing(work / "train" / file.name) as temporary:
@@ -114,8 +143,6 @@ def make_data(parts: dict[str, list[Path]], work: Path, degradation: str, shrink
     for part in ("val", "test"):
         write_crops(parts[part], work / part, degradation, shrink)
     write_whole(parts["test"][:2], work / "test", degradation, shrink)
-    with replacing(record) as temporary:
-        temporary.write_text(json.dumps(listing, indent=1))
 
 
 def list_crops(work: Path, part: str = "test") -> list[Path]:

@@ -52,12 +52,15 @@ def test_one_command_tunes_a_network_and_resumes(tmp_path):
         net.state_dict()[f"{name}.weight"].shape)
     torch.testing.assert_close(tuned.state_dict()[f"{name}.weight"], expected)
     assert read_state(out / "tuned.safetensors").keys() == net.state_dict().keys()
+    assert list(load_file(out / "tuned.pth")) == ["params"]  # as in public.pth
     assert json.loads((out / "config.json").read_text())["flags"]["sampler"] == "origs_only"
     card = (out / "card.md").read_text()
     with safe_open(out / "tuned.safetensors", "pt") as file:
         about = file.metadata()
     assert (about["q"], about["sampler"], about["lora_scale"]) == (
         "demo.photo_quality:q", "origs_only", chosen)
+    assert f"4 test photos, {crops} crops of 256 pixels" in " ".join(notes)
+    assert re.search(r"full: all weights at lr 1e-05; step [24]", " ".join(notes))
     assert "Q is a stand-in for MUSIQ" in " ".join(notes)
     assert "| tuned x1 |" in card and f"scale: {chosen}" in card and "{" not in card
     assert (out / "strip.png").is_file() and (out / "report.html").stat().st_size > 1e5
@@ -74,10 +77,14 @@ def test_one_command_tunes_a_network_and_resumes(tmp_path):
     done = run_script("tools.tune", *flags)
     assert done.returncode == 0 and done.stdout.count("resuming ") == 3, done.stderr[-2000:]
     assert (out / "photos.csv").read_bytes() == before
+    # Other settings
+    done = run_script("tools.tune", *flags, "--seed", 1)
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].endswith(
+        f"if {work} was begun with other flags, give those again, or another --work")
     # Other photos in the same work folder
     (photos / "photo00.png").unlink()
     done = run_script("tools.tune", *flags)
-    assert done.returncode == 2 and "made of other photos, or with another" in done.stderr
+    assert done.returncode == 2 and "work: made of other photos" in done.stderr
 
 
 DEPTH = """if True:
