@@ -382,7 +382,7 @@ def make_validation(
     # A compiled Q takes one size of images, so the validation has a copy
     scorer = copy.deepcopy(quality) if args.compile else quality
     validation = Validation(pairs, scorer or reward, args.iqa[0], args.device)
-    run.check_validation(validation.columns)
+    run.check_validation(validation)
     return validation
 
 

@@ -90,8 +90,12 @@ class TrainingRun:
                 if part is not None:
                     part.load_state_dict(saved[name])
             self.done = saved["step"]
+            if self.done > args.steps:
+                raise ValueError(f"{self.out}: has {self.done} steps, more than --steps "
+                                 f"{args.steps}; give {self.done} or more, or another --out")
             self.extra = {k: v for k, v in saved.items()
                           if k not in (*state, "step", "meter", "settings", "log")}
+            self._forget_other_ends()
             if args.rank == 0:  # it is the sum over the ranks
                 self.meter = saved["meter"].to(self.meter)
         self.watch = LossWatch(losses, args.device)
@@ -127,16 +131,19 @@ class TrainingRun:
                 break
         interrupt.restore()
 
-    def check_validation(self, columns: Sequence[str]) -> None:
+    def check_validation(self, validation: Validation) -> None:
         """ValueError if a resumed run cannot go on with its validation; before the first step."""
-        names, before = ",".join(columns), self.extra.get("val_columns")
+        names, before = ",".join(validation.columns), self.extra.get("val_columns")
         if before not in (None, names):
             raise ValueError(f"{self.out}: was validated by {before}, not {names}; make the same "
                              "metrics available, or give another --out")
+        if self.extra.get("val_pairs") not in (None, validation.digest):
+            raise ValueError(f"{self.out}: was validated on other images than --val's; give those, "
+                             "or another --out")
         if self.args.guard and self.done and "val" not in self.extra:
             raise ValueError(f"{self.out}: --guard compares with the start, which this run did not "
-                             "validate; give --guard 0, or another --out")
-        self.extra["val_columns"] = names
+                             "validate; leave --val out, or give another --out")
+        self.extra |= {"val_columns": names, "val_pairs": validation.digest}
 
     def validate(self, step: int, validation: Validation) -> None:
         """Score the averaged network; every rank calls this, rank 0 scores.
@@ -151,7 +158,7 @@ class TrainingRun:
         self.extra["val"] = torch.cat([self.extra.get("val", row[:0]), row])
         rows = self._validations()
         passed = [row["passed"] for row in rows.values()]
-        if passed[-1]:
+        if passed[-1] and step % self.args.val_every == 0:
             self.extra["good"] = {k: v.detach().cpu().clone()
                                   for k, v in net_ema.state_dict().items()}
         if not any(passed[-2:]):
@@ -170,6 +177,15 @@ class TrainingRun:
                 tqdm.write(f"{self.out}: stopped at step {step}, as fidelity fell; the result is "
                            f"that of step {kept} (log.csv)")
 
+    def _forget_other_ends(self) -> None:
+        """Drop the validation of a shorter run's last step: the longer run would not have it."""
+        if "val" in self.extra:
+            steps = self.extra["val"][:, 0]
+            planned = (steps % self.args.val_every == 0) | (steps == self.args.steps)
+            self.extra["val"] = self.extra["val"][planned]
+            if not planned[-1]:
+                self.extra.pop("stopped", None)
+
     def _validations(self) -> dict[int, dict[str, float]]:
         """{step: scores by column, and whether they passed the guard}, of all so far."""
         if "val" not in self.extra:
@@ -184,8 +200,9 @@ class TrainingRun:
     def restore_good(self) -> None:
         """The averaged network of the last validation that passed, if the last step was validated.
         """
-        last = self.extra.get("stopped", self.args.steps)
-        if last in self._validations():
+        rows = self._validations()
+        last = rows.get(self.extra.get("stopped", self.args.steps))
+        if last and not last["passed"]:
             self.state["params_ema"].load_state_dict(self.extra["good"])
 
     def record(self, step: int, lr: float, parts: Sequence[dict]) -> None:

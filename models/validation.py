@@ -4,6 +4,7 @@ The quality model Q is what a reward raises, so it cannot be the judge. The guar
 and LPIPS where its weights are available.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -35,6 +36,7 @@ class Validation:
     quality: (N, 3, H, W) in [0, 1] -> (N,), the run's own, scored as column q; None: `name`, where
     it is available
     columns: of the scores: psnr in dB, ssim, lpips and topiq_nr where they are available, q
+    digest: of the pairs
     Every rank builds it; rank 0 alone calls it. Raises ValueError with a line for each problem.
     """
 
@@ -45,6 +47,9 @@ class Validation:
         self.metrics, _, problems = load_metrics(specs, device)
         refuse(problems)
         self.columns = [*self.metrics, *["q"] * (quality is not None)]
+        self.digest = hashlib.sha256(b"".join(
+            b"%d %d " % image.shape[:2] + image.tobytes() for pair in pairs for image in pair)
+        ).hexdigest()
 
     @torch.no_grad()
     def __call__(self, net: nn.Module) -> list[float]:
@@ -83,17 +88,23 @@ def read_pairs(lq: str, gt: str) -> list[Pair]:
 def hold_out(sets: MultiGT, count: int, out: str) -> tuple[MultiGT, MultiGT]:
     """(the rest, `count` images for validation), which their content's hash chooses.
 
+    Of equal files one is held out, and none stays in the rest.
     out: the run folder, for hashes where the data are read-only
     Raises ValueError where fewer images are left.
     """
     files = [row[0] for row in sets.paths]
     if not sets.is_flat:
         raise ValueError(f"--val {count}: {sets.root} is no flat folder; give --val LQ GT")
-    if count >= len(files):
-        raise ValueError(f"--val {count}: {sets.root} has {len(files)} images; hold out fewer")
     hashes = file_hashes(files, score_folder(sets, out))
-    order = np.array(sorted(range(len(files)), key=lambda i: str(hashes[files[i]])))
-    return sets.subset(np.sort(order[count:])), sets.subset(np.sort(order[:count]))
+    first = {}  # image of each content
+    for i, file in enumerate(files):
+        first.setdefault(str(hashes[file]), i)
+    held = sorted(first)[:count]
+    if count >= len(first):
+        raise ValueError(f"--val {count}: {sets.root} has {len(first)} different images; hold out "
+                         "fewer")
+    rest = [i for i, file in enumerate(files) if str(hashes[file]) not in held]
+    return sets.subset(np.array(rest)), sets.subset(np.sort([first[name] for name in held]))
 
 
 def make_pairs(sets: MultiGT, size: int, degrade: Callable[..., np.ndarray]) -> list[Pair]:

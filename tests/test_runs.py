@@ -21,6 +21,7 @@ from models import validation
 from models.checkpoint import load_file, read_csv, read_state, save_atomic
 from models.hggt import load_sets
 from models.rrdb import RRDBNet
+from models.run import TrainingRun
 from models.swinir import SwinIR
 from models.validation import read_pairs
 
@@ -305,7 +306,7 @@ def test_images_are_held_out_of_a_flat_folder(base, monkeypatch):
     assert len(sets.names) == 3 and lq.shape == (8, 8, 3)
     with Image.open(other / f"{held_out}.png") as image:
         assert (np.asarray(image)[16:48, 16:48] == gt).all()
-    with pytest.raises(ValueError, match="--val 4: .*original has 4 images; hold out fewer"):
+    with pytest.raises(ValueError, match="--val 4: .*original has 4 different images"):
         call(train_sr, *flat, "--val", 4, "--steps", 2, "--out", "held", cwd=base)
     with pytest.raises(ValueError, match="--val 1: HGGT is no flat folder; give --val LQ GT"):
         call(train_sr, *RAND, "--val", 1, "--steps", 2, "--out", "held5", cwd=base)
@@ -351,6 +352,65 @@ def test_validation_may_begin_at_a_resume_but_not_with_a_guard(base, pairs, monk
     monkeypatch.setattr(validation, "SECOND", {"piqe": "piqe"})
     with pytest.raises(ValueError, match="later: was validated by psnr,ssim,q, not psnr,ssim,"):
         call(train_sr, *flags, *pairs, "--steps", 6, cwd=base)
+
+
+def test_a_longer_run_forgets_the_validation_of_a_shorter_ones_end(base, pairs, monkeypatch):
+    """It was one of the guard's two in a row: the longer run ended where one in one go did not."""
+    def go(out, steps, psnr):
+        monkeypatch.setattr(validation.Validation, "__call__", lambda self, net: [
+            psnr[go.step], *[0.0] * (len(self.columns) - 1)])
+        validate = TrainingRun.validate
+
+        def noting(self, step, *rest):
+            go.step = step
+            validate(self, step, *rest)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(TrainingRun, "validate", noting)
+            call(train_sr, *RAND, *pairs, "--guard", 0.3, "--steps", steps, "--out", out, cwd=base)
+
+    for name, psnr, stop in (("dip", {0: 20, 2: 20, 4: 19, 5: 19, 6: 20, 8: 20}, 8),
+                             ("dips", {0: 20, 2: 20, 4: 19, 5: 19, 6: 19, 8: 20}, 6)):
+        go(name, 8, psnr)
+        go(f"{name}2", 5, psnr)
+        assert read_validations(base / f"{name}2")[-1]["step"] == "5"
+        go(f"{name}2", 8, psnr)
+        assert read_validations(base / name)[-1]["step"] == str(stop)
+        for file in ("log.csv", "net_g_ema.pt", "card.md"):
+            assert (base / name / file).read_bytes() == (base / f"{name}2" / file).read_bytes()
+
+
+def test_a_run_that_has_more_steps_is_refused(base):
+    call(train_sr, *RAND, "--steps", 3, "--out", "three", cwd=base)
+    before = (base / "three/log.csv").read_bytes()
+    with pytest.raises(ValueError, match="three: has 3 steps, more than --steps 2; give 3 or more"):
+        call(train_sr, *RAND, "--steps", 2, "--out", "three", cwd=base)
+    assert (base / "three/log.csv").read_bytes() == before
+
+
+def test_a_run_is_validated_on_the_same_images_throughout(base, pairs):
+    shutil.copytree(base / "val", base / "val2")
+    sorted((base / "val2/gt").glob("*.png"))[0].unlink()
+    flags = (*RAND, "--val-every", 2, "--out", "same-images")
+    call(train_sr, *flags, *pairs, "--steps", 2, cwd=base)
+    with pytest.raises(ValueError, match="same-images: was validated on other images than --val's"):
+        call(train_sr, *flags, "--val", "val2/lq", "val2/gt", "--steps", 4, cwd=base)
+
+
+def test_no_twin_of_a_held_out_image_is_trained_on(tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name, value in (("a", 0), ("b", 0), ("c", 90), ("d", 90), ("e", 30)):
+        Image.new("RGB", (64, 64), (value, 0, 0)).save(photos / f"{name}.png")
+    sets = load_sets(photos)
+    for count in (1, 2):
+        rest, held_out = validation.hold_out(sets, count, str(tmp_path / "run"))
+        held, kept = ({(photos / f"{name}.png").read_bytes() for name in part.names}
+                      for part in (held_out, rest))
+        assert len(held_out.names) == len(held) == count and not held & kept
+        assert len(held | kept) == 3
+    with pytest.raises(ValueError, match="--val 3: .*photos has 3 different images; hold out"):
+        validation.hold_out(sets, 3, str(tmp_path / "run"))
 
 
 def test_shrunk_photos_can_be_held_out(base):
