@@ -8,7 +8,6 @@ log.csv is equal, bit for bit or to --tolerance; prints a line per kill and the 
 The first GPU is used where there is one; CUDA_VISIBLE_DEVICES= takes the CPU.
 """
 
-import argparse
 import math
 import os
 import random
@@ -27,6 +26,7 @@ from test_faults import step_of  # noqa: E402
 from test_train import TINY, read_log  # noqa: E402
 
 from models.checkpoint import load_file  # noqa: E402
+from models.flags import new_parser  # noqa: E402
 
 # The other tests hide the GPUs
 DEVICE = {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0")}
@@ -115,7 +115,7 @@ def main(kills: int, seed: int, more: tuple[str, ...] = (), tolerance: float = 0
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = new_parser(__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=20, help="half of them in each stage")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--deterministic", action="store_true", help="a flag of the trainings")
