@@ -78,13 +78,16 @@ def _damage(path: Path) -> str:
     """Which record of torch's zip file differs from its checksum; torch.load reads none of them.
 
     "" for an intact file, one without checksums (torch can write such) or of another kind. Raises
-    almost anything for a broken header.
+    ValueError for a zip file that is not torch's, almost anything for a broken header.
     """
     with open(path, "rb") as file:
         if file.read(4) != b"PK\x03\x04":  # torch's older format
             return ""
     with zipfile.ZipFile(path) as archive:
         records = archive.infolist()
+        if not any(record.filename.endswith("/data.pkl") for record in records):
+            raise ValueError("a zip archive without PyTorch weights; unpack it and give the file "
+                             "inside")
         if not any(record.CRC for record in records):
             return ""
         # torch leaves the tensor of a record marked as a folder (MS-DOS attribute 16) unread

@@ -223,6 +223,8 @@ def _report(script: str, error: Exception) -> None:
     """Print bad input and exit with 2; return where a traceback is due."""
     rank, world = rank_and_world()
     text, bad_input = str(error).strip(), isinstance(error, ValueError | OSError)
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        text = f"{error.filename}: {error.strerror.lower()}"  # not "[Errno 17] File exists: 'x'"
     if text.startswith("Caught "):  # in a data worker, with its traceback
         text = text.splitlines()[-1]
     if not bad_input and world > 1:

@@ -8,6 +8,7 @@ import argparse
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
@@ -22,10 +23,16 @@ class Help(argparse.RawDescriptionHelpFormatter):
         return f"{text} (default: {' '.join(map(str, values))})".replace("%", "%%")
 
 
-def new_parser(description: str, prog: str | None = None) -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """Errors are one line, without argparse's usage; a subcommand's parser is of this class too."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}; see --help\n")
+
+
+def new_parser(description: str, prog: str | None = None) -> Parser:
     """A parser that shows the description as it stands and takes flags by their whole names."""
-    return argparse.ArgumentParser(prog=prog, description=description, allow_abbrev=False,
-                                   formatter_class=Help)
+    return Parser(prog=prog, description=description, allow_abbrev=False, formatter_class=Help)
 
 
 def describe(parser: argparse.ArgumentParser, **texts: str) -> None:

@@ -138,7 +138,7 @@ def _decode(image: Image.Image, path: Path) -> Photo:
         exif=exif,
         dpi=_dpi(image) if file_format in ("JPEG", "TIFF") else None,
         png_chunks=_png_chunks(path) if file_format == "PNG" else b"",
-        note=f"the first of {frames} pictures" if frames > 1 else "",
+        note=f"only the first of its {frames} pictures is read" if frames > 1 else "",
     )
 
 

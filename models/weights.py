@@ -120,9 +120,13 @@ def read_network(path: str | Path) -> tuple[dict[str, Tensor], type | None]:
 
     Trainers such as Lightning put an attribute's name before each key, as net_g.conv_first.weight,
     and save other networks beside it. Averaged weights (ema in the name) are preferred. Raises
-    ValueError where several networks are left to choose from.
+    ValueError where several networks are left to choose from, and for the last.pt of a fine-tuning
+    by adapters, which are not merged there.
     """
     state, found = read_state(path), {}
+    if any(key.endswith(".parametrizations.weight.0.lora_a") for key in state):
+        raise ValueError(f"{path}: the state of a fine-tuning; its network is net_g_ema.pt beside "
+                         "it, which is there once the run has ended")
     ends = "conv_first.weight", "model.0.weight"  # ESRGAN's old name
     for prefix in {key.removesuffix(end): None for key in state for end in ends
                    if key.endswith(end)}:

@@ -317,7 +317,8 @@ def gather_images(args: argparse.Namespace, scores: Scores, captions: dict[str, 
     pixels = int(np.prod(sources.size(scores.names[0]))) * len(titles)  # of one test image
     chosen, lines = choose_images(scores.names, args.images or max(1, int(MAX_PIXELS // pixels)))
     if more:
-        lines[0] += f" First come {len(more)} without scores."
+        lines[0] = (f"{len(more) + len(chosen)} images: first {len(more)} without scores, then "
+                    f"{lines[0]}")
     files: dict[str, int] = {}  # equal pixels are stored once
     images = []
     for name in (*more, *chosen):

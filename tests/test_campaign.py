@@ -4,7 +4,9 @@ import math
 
 import torch
 from faults.campaign import flip_bits, mutate_images
-from faults.kill_loop import difference
+from faults.kill_loop import difference, result
+
+from models.checkpoint import save_atomic, write_csv
 
 
 def test_no_flipped_bit_changes_a_loaded_value(tmp_path):
@@ -34,3 +36,13 @@ def test_the_kill_loop_finds_the_largest_difference():
     assert difference(torch.zeros(2), torch.zeros(3)) == math.inf
     assert difference({"a": 1}, {"b": 1}) == difference([1], [1, 2]) == math.inf
     assert difference(torch.zeros(1), torch.zeros(1).double()) == math.inf
+
+
+def test_the_kill_loop_compares_rows_without_a_validation(tmp_path):
+    save_atomic({"step": 4}, tmp_path / "last.pt")
+    results = []
+    for score in ("", "", "30.5", "30.75"):
+        write_csv(tmp_path / "log.csv", ["step", "val_psnr"], [["2", ""], ["4", score]])
+        results.append(result(tmp_path))
+    assert difference(*results[:2]) == 0 and difference(*results[2:]) == 0.25
+    assert difference(*results[1:3]) == math.inf

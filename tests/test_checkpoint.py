@@ -2,6 +2,7 @@
 
 import random
 import time
+import zipfile
 
 import numpy as np
 import pytest
@@ -148,6 +149,27 @@ def test_what_cannot_be_loaded_safely_is_one_line_with_the_fix(content, reason, 
     with pytest.raises(ValueError, match=f"a.pth: .*{reason}") as error:
         load_net(tmp_path / "a.pth")
     assert "\n" not in str(error.value) and str(error.value).isprintable()
+
+
+def test_a_zip_with_a_weight_file_inside_is_named_as_such(tmp_path):
+    torch.save({"params": STATE}, tmp_path / "a.pth")
+    for name in ("a.pth", "nets/a.pth"):
+        with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+            archive.write(tmp_path / "a.pth", name)
+        with pytest.raises(ValueError) as error:
+            load_net(tmp_path / "a.zip")
+        assert str(error.value) == (
+            f"{tmp_path}/a.zip: not a readable weight file (a zip archive without PyTorch weights; "
+            "unpack it and give the file inside)")
+
+
+def test_the_state_of_a_fine_tuning_is_no_network(files):
+    last = files[2].with_name("last.pt")
+    for load in (load_net, lambda path: load_like(small_net(), path, "--net tiny")):
+        with pytest.raises(ValueError, match="last.pt: the state of a fine-tuning; its network is "
+                                             "net_g_ema.pt beside it"):
+            load(last)
+    load_net(files[2].with_name("net_g_ema.pt"))
 
 
 def test_no_object_is_unpickled_with_numpys_numbers(tmp_path):

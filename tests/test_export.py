@@ -233,10 +233,13 @@ def adapter_of(tuned, **change):
 def test_adapters_for_peft_are_those_of_lora_pt(tuned):
     base, path, lora, net, tmp_path = tuned
     file = adapter_of(tuned)
-    run(path, "--lora", file, "--export", tmp_path / "sr.pth")
-    run(path, "--lora", lora, "--export", tmp_path / "same.pth")
-    states = [read_state(tmp_path / name) for name in ("sr.pth", "same.pth")]
-    assert all(torch.equal(states[0][key], states[1][key]) for key in states[1])
+    states = []
+    for adapters in (lora, file, file.parent):
+        run(path, "--lora", adapters, "--export", tmp_path / "sr.pth")
+        states.append(read_state(tmp_path / "sr.pth"))
+        assert all(torch.equal(value, states[0][key]) for key, value in states[-1].items())
+    with pytest.raises(FileNotFoundError, match="adapter_model.safetensors: no such file"):
+        run(path, "--lora", tmp_path, "--export", tmp_path / "x.pth")
     config = json.loads(file.with_name("adapter_config.json").read_text())
     names = {key.rpartition(".")[0] for key in load_file(lora)["lora"]}
     assert (config["r"], config["lora_alpha"], config["peft_type"]) == (3, 6, "LORA")

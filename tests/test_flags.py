@@ -83,9 +83,9 @@ def test_each_refuses_what_is_outside_its_range_by_its_name(flag, capsys):
         count = action.nargs if isinstance(action.nargs, int) else 1
         with pytest.raises(SystemExit) as stop:
             module.parse_args([*command, option, *[text] * count])
-        last = capsys.readouterr().err.splitlines()[-1]
-        assert stop.value.code == 2 and f"error: argument {option}: " in last
-        assert f"{text!r}: must be a" in last
+        line = capsys.readouterr().err
+        assert stop.value.code == 2 and f"error: argument {option}: " in line
+        assert f"{text!r}: must be a" in line and line.count("\n") == 1
     assert kind(f"{kind.low}") == kind.low
     assert kind.high == math.inf or kind(f"{kind.high}") == kind.high
 
@@ -121,9 +121,20 @@ def test_what_was_once_taken(script, flags, capsys):
 
 def test_as_a_user_sees_it():
     done = run_script("train_sr.py", "--seed", -1)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1] == (
-        "train_sr.py: error: argument --seed: '-1': must be an integer from 0 to 4294967295")
+    assert done.returncode == 2 and done.stderr == (
+        "train_sr.py: error: argument --seed: '-1': must be an integer from 0 to 4294967295; "
+        "see --help\n")
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_an_error_is_one_line(name, capsys):
+    module = importlib.import_module(name)
+    for words in (["--nothing"], ["make", "--nothing"]):  # make: paper.user_study's
+        with pytest.raises(SystemExit) as stop:
+            module.parse_args(words)
+        text = capsys.readouterr().err
+        assert stop.value.code == 2 and ": error: " in text
+        assert text.endswith("; see --help\n") and text.count("\n") == 1
 
 
 @pytest.mark.parametrize("script, texts", [

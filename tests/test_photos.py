@@ -499,6 +499,17 @@ def test_an_error_of_torch_concerns_its_photo_alone(tmp_path, capsys):
         f"{files[1]}: MemoryError\n")
 
 
+def test_of_an_animation_the_first_picture_is_made_with_a_note(tmp_path, capsys):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "green", "blue")]
+    files = [tmp_path / name for name in ("a.png", "b.webp", "c.tif")]
+    for file in files:
+        frames[0].save(file, save_all=True, append_images=frames[1:])
+    rows = upscale_photos(files, tmp_path / "sr", lambda x: (enlarge(x), 0), {}, quiet=True)
+    assert [row["status"] for row in rows] == ["made"] * 3
+    assert capsys.readouterr().err == "".join(
+        f"{file}: only the first of its 3 pictures is read\n" for file in files)
+
+
 def test_a_failing_metric_leaves_its_scores_empty(tmp_path, capsys):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
 

@@ -503,6 +503,9 @@ def test_a_photo_that_some_models_lack(open_page, tmp_path):
     report.main(report.parse_args(arguments))
     page = open_page(tmp_path / "results/report.html")
     assert shown(page) == "b" and not page.locator("#scores").is_visible()
+    assert "image 1 of 2," in page.locator("#shown").text_content()
+    assert page.get_by_text("2 images: first 1 without scores, then 1 of 1 test images, none left "
+                            "out.").is_visible()
     assert page.locator("#leftName").text_content() == "LQ, bicubic"
     assert page.locator("#rightName").text_content() == "tuned x1"
     assert page.locator("#leftOf option:disabled").all_text_contents() == ["base"]

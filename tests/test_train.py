@@ -19,7 +19,7 @@ from torch import nn
 
 import finetune_lora
 import train_sr
-from models import quality
+from models import distributed, quality
 from models.checkpoint import load_file, read_state
 from models.distributed import dead_worker_named
 from models.hggt import load_sets
@@ -677,6 +677,18 @@ def test_workers_are_a_ranks_share_of_the_cores(monkeypatch):
 def test_batch_must_divide_among_processes(base):
     bad(base, "train_sr.py", "divisible by the 2 processes", *TINY, *STAGE2, "--batch-size", 3,
         processes=2)
+
+
+def test_an_error_of_the_system_begins_with_the_file(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("DEBUG", raising=False)
+    monkeypatch.setattr(distributed.signal, "signal", lambda *_: None)
+    (tmp_path / "x").touch()
+    for work, line in ((lambda: (tmp_path / "x").mkdir(), f"{tmp_path}/x: file exists"),
+                       (lambda: tmp_path.read_text(), f"{tmp_path}: is a directory"),
+                       (lambda: os.read(-1, 1), "[Errno 9] Bad file descriptor")):  # has no name
+        with pytest.raises(SystemExit) as stop, distributed.clean_exit("a.py"):
+            work()
+        assert (stop.value.code, capsys.readouterr().err) == (2, f"a.py: {line}\n")
 
 
 def test_a_signal_while_a_message_is_reported_does_not_lose_it(tmp_path):

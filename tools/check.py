@@ -56,7 +56,7 @@ def read_plan(lines: Iterable[str]) -> list[Command]:
         script = next((word for word in words if word in SCRIPTS), None)
         if script:
             at = words.index(script)
-            launcher = argparse.ArgumentParser("torchrun", allow_abbrev=False)
+            launcher = new_parser("", "torchrun")
             launcher.add_argument("--nproc_per_node", type=integer(0), default=0)  # 0: none
             processes = launcher.parse_known_args(words[:at])[0].nproc_per_node
             commands.append((script, SCRIPTS[script].parse_args(words[at + 1 :]), processes))

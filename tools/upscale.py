@@ -310,8 +310,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--out", metavar="DIR", help="folder for the results of --lq")
     add("--export", metavar="FILE",
         help="write the network as .pth, .pt, .safetensors or .onnx, in place of --lq and --out")
-    add("--lora", metavar="FILE", help="lora.pt, or PEFT's "
-        "adapter_model.safetensors, of a fine-tuning that started from --ckpt")
+    add("--lora", metavar="FILE", help="lora.pt of a fine-tuning that started from --ckpt, or "
+        "PEFT's adapter_model.safetensors or its folder")
     add("--lora-scale", type=number(-10, 10), metavar="X",
         help="share of its adapters: 0 is --ckpt, 1 the fine-tuned network (default: 1)")
     add("--tile", metavar="auto|N",
@@ -334,6 +334,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--tile and --overwrite are for photos, not for --export")
     if args.onnx_size and not (args.export or "").endswith(".onnx"):
         parser.error("--onnx-size: give --export FILE.onnx")
+    if args.lora and Path(args.lora).is_dir():
+        args.lora = str(Path(args.lora, "adapter_model.safetensors"))
     args.lora_scale = 1.0 if args.lora_scale is None else args.lora_scale
     args.tile = args.tile or "auto"
     return args

@@ -37,6 +37,7 @@ from scripts import run_script  # noqa: E402
 from models import checkpoint, hggt, scores  # noqa: E402
 from models.cache import PixelCache  # noqa: E402
 from models.checkpoint import load_file  # noqa: E402
+from models.flags import new_parser  # noqa: E402
 from models.images import is_plain_png, png_size, read_rgb  # noqa: E402
 from models.photos import photo_size, read_photo, read_srgb  # noqa: E402
 from models.scores import ScoreCache, file_hashes, read_or_error, read_rows  # noqa: E402
@@ -291,8 +292,7 @@ def main(args: argparse.Namespace) -> bool:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--flips", type=int, default=500)
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--ends", type=int, default=200)

@@ -3,15 +3,16 @@
     python tests/faults/kill_loop.py --kills 20
     python tests/faults/kill_loop.py --deterministic        # on a GPU
 
-Both runs are resumed until done. Ends with exit code 0 if every weight, optimiser state and line of
-log.csv is equal, bit for bit or to --tolerance; prints a line per kill and the largest difference.
-The first GPU is used where there is one; CUDA_VISIBLE_DEVICES= takes the CPU.
+Both runs are resumed until done; the fine-tuning validates, with a guard that it passes. Ends with
+exit code 0 if every weight, optimiser state and line of log.csv is equal, bit for bit or to
+--tolerance; prints a line per kill and the largest difference. The first GPU is used where there is
+one; CUDA_VISIBLE_DEVICES= takes the CPU.
 """
 
-import argparse
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,11 +23,13 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).resolve().parents[i]) for i in (0, 1, 2)]
 import torch  # noqa: E402
 from make_data import make_hggt  # noqa: E402
+from PIL import Image  # noqa: E402
 from scripts import ROOT, environment, run_script  # noqa: E402
 from test_faults import step_of  # noqa: E402
 from test_train import TINY, read_log  # noqa: E402
 
 from models.checkpoint import load_file  # noqa: E402
+from models.flags import new_parser  # noqa: E402
 
 # The other tests hide the GPUs
 DEVICE = {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0")}
@@ -51,9 +54,18 @@ def difference(a: object, b: object) -> float:
 
 
 def result(out: Path) -> tuple:
-    """last.pt and the rows of log.csv."""
-    rows = [{k: float(v) for k, v in row.items()} for row in read_log(out / "log.csv")]
+    """last.pt and the rows of log.csv; a cell without a validation stays ""."""
+    rows = [{k: float(v) if v else v for k, v in row.items()} for row in read_log(out / "log.csv")]
     return load_file(out / "last.pt"), rows
+
+
+def make_pairs(originals: Path, lq: Path, gt: Path) -> None:
+    """Copy images to `gt`, and a quarter of their size to `lq`, for --val."""
+    shutil.copytree(originals, gt)
+    lq.mkdir()
+    for path in gt.iterdir():
+        with Image.open(path) as image:
+            image.reduce(4).save(lq / path.name)
 
 
 def start(*flags: object, cwd: Path) -> subprocess.Popen:
@@ -95,11 +107,12 @@ def main(kills: int, seed: int, more: tuple[str, ...] = (), tolerance: float = 0
     with tempfile.TemporaryDirectory() as folder:
         cwd = Path(folder)
         make_hggt(cwd / "HGGT", n=4, size=64)
+        make_pairs(cwd / "HGGT/Train/images/0-4/original", cwd / "lq", cwd / "gt")
         two = ("train_sr.py", *TINY, "--sampler", "amo", "--init", "none", "--save-every", 3,
                "--steps", 8 * kills, *more)
         fine = ("finetune_lora.py", *TINY, "--sampler", "amo", "--init", "train/net_g_ema.pt",
                 "--lora-rank", 2, "--lambda-q", 0.01, "--save-every", 3, "--steps", 8 * kills,
-                *more)
+                "--val", "lq", "gt", "--val-every", 4, "--guard", 100, *more)  # 100: passes
         for name, flags, part in (("train", two, (kills + 1) // 2), ("tune", fine, kills // 2)):
             run(*flags, "--out", cwd / name, cwd=cwd)
             out = cwd / f"{name}-killed"
@@ -115,7 +128,7 @@ def main(kills: int, seed: int, more: tuple[str, ...] = (), tolerance: float = 0
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = new_parser(__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=20, help="half of them in each stage")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--deterministic", action="store_true", help="a flag of the trainings")
