@@ -252,6 +252,7 @@ def fit(
         run.validate(0, validation)
     for step, batch in run.steps(loader, functools.partial(describe, loader)):
         lr, lr_d = (lr_at(step, base, args.milestones) for base in (args.lr, args.lr_d))
+        torch.manual_seed(args.seed << 32 | step * args.world + args.rank)  # dropout, if there is
         parts = split(batch, args.accumulate)  # one part: the batch
         for part in parts:
             lq = part["lq"].to(device, non_blocking=cuda).float() / 255  # (N, 3, h, w)

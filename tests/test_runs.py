@@ -380,6 +380,19 @@ def test_a_longer_run_forgets_the_validation_of_a_shorter_ones_end(base, pairs, 
             assert (base / name / file).read_bytes() == (base / f"{name}2" / file).read_bytes()
 
 
+def test_dropout_is_the_same_after_a_resume(base, monkeypatch):
+    build = train_sr.PRESETS["swinir_tiny"]["build"]
+    monkeypatch.setitem(train_sr.PRESETS["swinir_tiny"], "build",
+                        lambda: torch.nn.Sequential(build(), torch.nn.Dropout(0.5)))
+    flags = (*TINY, "--sampler", "rand", "--init", "none", "--out")
+    for out, ends in (("dropped", [4]), ("dropped2", [2, 4])):
+        for steps in ends:
+            call(train_sr, *flags, out, "--steps", steps, cwd=base)
+    call(train_sr, *flags, "dropped3", "--seed", 1, "--steps", 4, cwd=base)
+    a, b, c = ((base / out / "log.csv").read_text() for out in ("dropped", "dropped2", "dropped3"))
+    assert a == b != c
+
+
 def test_a_run_that_has_more_steps_is_refused(base):
     call(train_sr, *RAND, "--steps", 3, "--out", "three", cwd=base)
     before = (base / "three/log.csv").read_bytes()
