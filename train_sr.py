@@ -50,12 +50,12 @@ from models.distributed import (
 )
 from models.export import write_result
 from models.flags import (
+    PATCH_SIZE,
     SEED,
     folder_or_count,
     integer,
     new_parser,
     number,
-    patch_size,
     perceptual,
 )
 from models.hggt import MultiGT, is_flat_folder, load_sets
@@ -595,7 +595,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--steps", type=integer(1), default=300_000, help="optimiser steps in all")
     add("--batch-size", type=integer(1),
         help="samples per step over all processes (default: 32 SwinIR, 48 others)")
-    add("--patch-size", type=patch_size, default=256, help="GT patch side in pixels")
+    add("--patch-size", type=PATCH_SIZE, default=256, help="GT patch side in pixels")
     add("--lr", type=number(1e-12, 1),
         help="Adam learning rate of net_g (default: 1e-4; stage one 2e-4)")
     add("--lr-d", type=number(0, 1), help="Adam learning rate of the discriminator (default: --lr)")

@@ -74,23 +74,21 @@ class number:
 
 @dataclass(frozen=True)
 class integer(number):
-    """An integer from low to high, both included; by default up to the largest of 32 bits."""
+    """An integer from low to high, both included (by default up to the largest of 32 bits), and a
+    multiple of `multiple`."""
 
     high: int = 2**31 - 1
+    multiple: int = 1
 
     def __call__(self, text: str) -> int:
-        return self._checked(text, int, "an integer")
+        value = self._checked(text, int, "an integer")
+        if value % self.multiple:
+            raise argparse.ArgumentTypeError(f"{text!r}: must be a multiple of {self.multiple}")
+        return value
 
 
 SEED = integer(0, 2**32 - 1)
-
-
-def patch_size(text: str) -> int:
-    """A GT patch's side in pixels: 16 or more for the degradations and VGG19, a multiple of 8."""
-    side = integer(16)(text)
-    if side % 8:
-        raise argparse.ArgumentTypeError(f"{text!r}: must be a multiple of 8")
-    return side
+PATCH_SIZE = integer(16, 2**16, multiple=8)  # 16: the degradations and VGG19 need it
 
 
 def perceptual(text: str) -> str:

@@ -48,7 +48,7 @@ from models.checkpoint import (
 )
 from models.distributed import clean_exit
 from models.export import metadata, write_card, write_weights
-from models.flags import SEED, integer, new_parser, number, patch_size, perceptual, refuse
+from models.flags import PATCH_SIZE, SEED, integer, new_parser, number, perceptual, refuse
 from models.images import read_rgb, write_png
 from models.metrics import as_image, as_tensor, load_metrics, rounded, score_pair
 from models.progress import progress
@@ -414,7 +414,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="full fine-tuning and lambda_Q = 0 as well (also COMPARE=1)")
     add("--steps", type=integer(1), help="optimiser steps (default: 2,000; on a CPU 120)")
     add("--batch-size", type=integer(1), help="samples per step (default: 16; on a CPU 2)")
-    add("--patch-size", type=patch_size, help="GT patch in pixels (default: 256; on a CPU 128)")
+    add("--patch-size", type=PATCH_SIZE, help="GT patch in pixels (default: 256; on a CPU 128)")
     add("--lr", type=number(1e-12, 1), help="learning rate (default: 5e-5; on a CPU 1e-4)")
     add("--lambda-q", type=number(0), help="weight of Q (default: 0.05 for musiq, else 0.003)")
     add("--ema-decay", type=number(0, 0.999999), help="of the average (default: 0.99; CPU 0.8)")
