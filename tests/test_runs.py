@@ -370,7 +370,8 @@ def test_a_longer_run_forgets_the_validation_of_a_shorter_ones_end(base, pairs, 
             call(train_sr, *RAND, *pairs, "--guard", 0.3, "--steps", steps, "--out", out, cwd=base)
 
     for name, psnr, stop in (("dip", {0: 20, 2: 20, 4: 19, 5: 19, 6: 20, 8: 20}, 8),
-                             ("dips", {0: 20, 2: 20, 4: 19, 5: 19, 6: 19, 8: 20}, 6)):
+                             ("dips", {0: 20, 2: 20, 4: 19, 5: 19, 6: 19, 8: 20}, 6),
+                             ("fall", {0: 20, 2: 20, 4: 20, 5: 20, 6: 19, 8: 19}, 8)):
         go(name, 8, psnr)
         go(f"{name}2", 5, psnr)
         assert read_validations(base / f"{name}2")[-1]["step"] == "5"
