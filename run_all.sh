@@ -40,7 +40,7 @@ case ${1:-demo} in
   demo) exec "$PYTHON" -m demo.run "${@:2}" ;;
   photos)
     shift
-    if [[ $OLDPWD != "$PWD" && -n ${1-} && -d $OLDPWD/$1 ]]; then # DIR as it was typed, elsewhere
+    if [[ $OLDPWD != "$PWD" && ${1-} == [!/]* && -d $OLDPWD/$1 ]]; then # DIR as typed elsewhere
       set -- "$OLDPWD/$1" "${@:2}"
     fi
     exec "$PYTHON" -m tools.tune "$@" ;;

@@ -110,18 +110,20 @@ def write_onnx(
 
     size: (H, W) in LQ pixels of the only input that the file will take; None: any size (SwinIR: at
     least its window's side; the file pads to whole windows).
-    Returns the largest difference between onnxruntime's and torch's output on one random image;
-    None without onnxruntime. Raises ValueError if a package is missing or the outputs differ.
+    Returns the largest difference between onnxruntime's and torch's output on random images of that
+    size or of three; None without onnxruntime. Raises ValueError if a package is missing, if torch
+    cannot export the network and if the outputs differ.
     """
     _need("onnx", "onnxscript")
     if not hasattr(torch.export.Dim, "DYNAMIC"):
         raise ValueError(f"{path}: torch {torch.__version__} is too old for it; 2.6 is needed")
     net = copy.deepcopy(net).cpu().eval().requires_grad_(False)
-    window = getattr(net, "window_size", 1)
+    window = net.window_size if isinstance(net, SwinIR) else 1
     x = torch.rand(1, 3, *(size or (3 * window + 16, 5 * window + 16)),
                    generator=torch.Generator().manual_seed(0))
-    shapes = None
+    shapes, way = None, "write .safetensors"
     if size is None:
+        way = f"give --onnx-size H W, or {way}"
         any_side = torch.export.Dim.DYNAMIC
         shapes = ({2: any_side, 3: any_side},)
         if window > 1:  # SwinIR's own padding has branches, which would fix the size
@@ -137,21 +139,36 @@ def write_onnx(
                                         dynamo=True, dynamic_shapes=shapes, verbose=False)
     except Exception as error:  # torch's own, of many kinds, after hundreds of lines
         why = str(error.__cause__ or error).strip().partition("\n")[0][:160]
-        raise ValueError(f"{path}: torch cannot export a {type(net).__name__} ({why}); write "
-                         ".safetensors") from error
+        raise ValueError(f"{path}: torch cannot export a {type(net).__name__} ({why}); {way}"
+                         ) from error
+    # What it will be given, also where that is not the traced size
+    sizes = [size] if size else [(2 * window + 7, 3 * window + 9), (33, 17), (40, 48)]
     with replacing(path) as temporary:  # program.save would need a path that ends with .onnx
         temporary.write_bytes(program.model_proto.SerializeToString())
-    if not importlib.util.find_spec("onnxruntime"):
-        return None
+        if not importlib.util.find_spec("onnxruntime"):
+            return None
+        try:
+            return max(_onnx_difference(net, temporary, *size) for size in sizes)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}; {way}") from error
+
+
+def _onnx_difference(net: nn.Module, file: Path, h: int, w: int) -> float:
+    """Largest difference of the outputs for a random image. ValueError where it is too large."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    x = x if size else x[..., : 2 * window + 7, : 3 * window + 9]  # not the traced size
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    x = torch.rand(1, 3, h, w, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        difference = (net(x) - torch.from_numpy(session.run(None, {"lq": x.numpy()})[0])).abs()
-    if not difference.max() < 1e-4:
-        raise ValueError(f"{path}: onnxruntime's output differs by {difference.max():.1e}")
-    return difference.max().item()
+        expected = net(x)
+    try:
+        sr = torch.from_numpy(session.run(None, {"lq": x.numpy()})[0])
+        difference = (expected - sr).abs().max().item()
+    except Exception as error:  # onnxruntime's own, and an output of another size
+        raise ValueError(f"fails at {h} x {w} ({one_line(error, 160)})") from error
+    if not difference < 1e-4:
+        raise ValueError(f"onnxruntime's output differs by {difference:.1e} at {h} x {w}")
+    return difference
 
 
 def _need(*packages: str) -> None:

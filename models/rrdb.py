@@ -117,9 +117,12 @@ class RRDBNet(nn.Module):
 
         ESRGAN+'s and others have these keys too, and further ones.
         """
-        names = set(map(modern_name, state))
         needed = {"conv_first.weight", "body.0.rdb1.conv1.weight"}
-        return needed <= names and all(map(KEYS.fullmatch, names))
+        return needed <= set(map(modern_name, state)) and all(map(cls.is_key, state))
+
+    @staticmethod
+    def is_key(key: str) -> bool:
+        return bool(KEYS.fullmatch(modern_name(key)))
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> "RRDBNet":

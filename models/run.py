@@ -166,7 +166,8 @@ class TrainingRun:
         if self.args.rank == 0:
             self.log.val = rows
             self.log.validated(step)
-            if step and fidelity(rows[step]) == max(fidelity(row) for s, row in rows.items() if s):
+            if step and fidelity(rows[step]) >= self.extra.get("best", -np.inf):
+                self.extra["best"] = fidelity(rows[step])
                 save_atomic(ema_checkpoint(merged_state(net_ema), self.args),
                             self.out / "net_g_best.pt")
             self.scored = {f"val_{k}": f"{v:.4g}" for k, v in rows[step].items() if k != "passed"}

@@ -381,7 +381,11 @@ class SwinIR(nn.Module):
         """
         needed = {"conv_first.weight",
                   "layers.0.residual_group.blocks.0.attn.relative_position_bias_table"}
-        return needed <= set(state) and all(map(KEYS.fullmatch, state))
+        return needed <= set(state) and all(map(cls.is_key, state))
+
+    @staticmethod
+    def is_key(key: str) -> bool:
+        return bool(KEYS.fullmatch(key))
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> "SwinIR":

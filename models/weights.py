@@ -38,6 +38,11 @@ def _build_other(state: dict[str, Tensor], path: str | Path) -> nn.Module:
     """A network of another architecture, by spandrel; it takes any image size."""
     what = (f"{path}: neither a SwinIR nor an RRDBNet checkpoint ({len(state)} weights, the first "
             f"{next(iter(state))})")
+    for kind in (SwinIR, RRDBNet):
+        further = [key for key in state if not kind.is_key(key)]
+        if len(further) < len(state) / 2:
+            what = (f"{path}: a {kind.__name__} but for {len(further)} further weights, as "
+                    f"{further[0]}")
     try:
         found = _read_by_spandrel(state)
     except ImportError as error:

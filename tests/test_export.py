@@ -10,6 +10,7 @@ import spandrel
 import torch
 from PIL import Image
 from spandrel.architectures.Compact.__arch.SRVGG import SRVGGNetCompact
+from spandrel.architectures.DRCT import DRCT
 from spandrel.architectures.SPAN import SPAN
 
 import finetune_lora
@@ -485,8 +486,34 @@ def test_a_network_that_sets_its_weights_as_it_runs_is_exported(tmp_path):
     net = SPAN(num_in_ch=3, num_out_ch=3, feature_channels=8, upscale=4)
     save_atomic({"params": net.state_dict()}, tmp_path / "span.pth")
     net = load_net(tmp_path / "span.pth")
+    net.conv_1.sk.weight.data.add_(0.1)  # what the last pass set is out of date
     assert export.write_onnx(net, tmp_path / "span.onnx") < 1e-4
     assert "update_params" not in vars(net.conv_1)  # the network itself is as it was
+    x = torch.rand(1, 3, 9, 14)
+    np.testing.assert_allclose(onnx_run(tmp_path / "span.onnx", x), net(x), atol=1e-4, rtol=0)
+
+
+def test_a_network_with_windows_of_its_own_is_not_padded_twice(tmp_path):
+    """It had SwinIR's padding around spandrel's, and then cut nothing off."""
+    torch.manual_seed(0)
+    net = DRCT(upscale=4, embed_dim=24, depths=[2], num_heads=[2], window_size=8, gc=8,
+               upsampler="pixelshuffle")
+    save_atomic({"params": net.state_dict()}, tmp_path / "drct.pth")
+    net = load_net(tmp_path / "drct.pth")
+    assert net.window_size == 8 and export.write_onnx(net, tmp_path / "net.onnx") < 1e-4
+    x = torch.rand(1, 3, 33, 17)
+    np.testing.assert_allclose(onnx_run(tmp_path / "net.onnx", x), net(x), atol=1e-4, rtol=0)
+
+
+def test_an_export_that_differs_at_another_size_is_refused_and_not_written(tmp_path):
+    class FixesSize(torch.nn.Module):
+        def forward(self, x):
+            wide = torch.nn.functional.interpolate(x, scale_factor=4)
+            return wide + (0.5 if x.shape[2] > 30 else 0)  # true of one size that is tried
+
+    with pytest.raises(ValueError, match="net.onnx: .* 33 x 17.*give --onnx-size|cannot export"):
+        export.write_onnx(FixesSize(), tmp_path / "net.onnx")
+    assert not any(tmp_path.iterdir())
 
 
 def test_what_torch_cannot_export_is_refused_in_one_line(tmp_path, monkeypatch, capfd):

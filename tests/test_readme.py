@@ -148,10 +148,16 @@ def test_adapters_and_all_weights_at_equal_q_are_those_of_the_committed_table():
             "lora - full", "+- over 4 photos", "+- over 3 seeds")]
 
     text = one_line(section("README.md", page))
-    mean, photos, seeds = difference(10, "psnr", 2)
-    assert f"{mean} dB more, ± {photos} over the four photos and ± {seeds} over the seeds" in text
-    mean, photos, seeds = difference(10, "structured_noise", 3)
-    assert f"by {mean[1:]} at Q + 10, ± {seeds} over the seeds" in text and f"(± {photos})" in text
+    (db, db_photos, db_seeds), (mean, photos, seeds) = (
+        difference(10, "psnr", 2), difference(10, "structured_noise", 3))
+    assert f"adapters have {db} dB more, ± {db_seeds} over the seeds (95 %), and less" in text
+    assert f"by {mean[1:]} ± {seeds}; the four photos show neither (± {db_photos} dB, ± {photos})" \
+        in text
+    # What is said of the intervals
+    for column, gains in (("psnr", (5, 10, 15)), ("structured_noise", (10, 15))):
+        for gain in gains:
+            mean, photos, seeds = (abs(float(x)) for x in difference(gain, column, 4))
+            assert seeds < mean < photos, (column, gain)
     rest = table_rows(section("docs/photos.md", "Adapters against all weights, at equal Q"))
     shown = [row for row in rest if row[0].startswith("Q + ")]
     for gain, row in zip((5, 10, 15), shown, strict=True):

@@ -381,6 +381,16 @@ def test_a_longer_run_forgets_the_validation_of_a_shorter_ones_end(base, pairs, 
             assert (base / name / file).read_bytes() == (base / f"{name}2" / file).read_bytes()
 
 
+def test_the_best_network_stays_that_of_a_shorter_runs_end(base, pairs, monkeypatch):
+    for steps, psnr in ((3, 25.0), (6, 21.0)):
+        monkeypatch.setattr(validation.Validation, "__call__", lambda self, net, psnr=psnr: [
+            psnr, *[0.0] * (len(self.columns) - 1)])
+        call(train_sr, *RAND, *pairs, "--steps", steps, "--out", "bests", cwd=base)
+        if steps == 3:
+            before = (base / "bests/net_g_best.pt").read_bytes()
+    assert (base / "bests/net_g_best.pt").read_bytes() == before
+
+
 def test_dropout_is_the_same_after_a_resume(base, monkeypatch):
     build = train_sr.PRESETS["swinir_tiny"]["build"]
     monkeypatch.setitem(train_sr.PRESETS["swinir_tiny"], "build",

@@ -87,6 +87,9 @@ def test_a_first_start_that_failed_leaves_no_photo_in_another_part(tmp_path):
     for degradation, why in (("light", "of other photos"), ("two_round", "for another kind")):
         with pytest.raises(ValueError, match=f"work: made {why}"):
             tune_data.make_data(others, work, degradation)
+    (work / "split.json").write_text('{"test": [')
+    with pytest.raises(ValueError, match="split.json: damaged; delete"):
+        tune_data.make_data(others, work, "light")
     (work / "split.json").unlink()
     with pytest.raises(ValueError, match="work: has a folder val of other origin"):
         tune_data.make_data(others, work, "light")

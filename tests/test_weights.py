@@ -11,6 +11,7 @@ import pytest
 import spandrel
 import torch
 import torchvision
+from spandrel.__helpers.size_req import pad_tensor
 from spandrel.architectures.Compact.__arch.SRVGG import SRVGGNetCompact
 from spandrel.architectures.ESRGAN import ESRGAN as PublicRRDB
 from spandrel.architectures.HAT import HAT
@@ -111,6 +112,28 @@ def test_networks_with_swinirs_or_rrdbnets_keys_and_others_are_spandrels(tmp_pat
     plus = other(PublicRRDB, tmp_path / "plus.pth", num_filters=8, num_blocks=1, plus=True)
     for path, net in ((hat, HAT), (plus, PublicRRDB)):
         assert isinstance(load_net(path), net) and read_network(path)[1] is None
+
+
+@pytest.mark.parametrize("needs", [(4, 16, False), (8, 8, True), (1, 0, True), (3, 0, False)])
+@pytest.mark.parametrize("size", [(5, 7), (16, 16), (17, 9), (1, 30)])
+def test_padding_is_spandrels(needs, size):
+    multiple, minimum, square = needs
+    net = torch.nn.Upsample(scale_factor=4)
+    weights.pad_inputs(net, multiple, minimum, square)
+    got = []
+    net.register_forward_pre_hook(lambda _, inputs: got.append(inputs[0]))
+    x = torch.rand(1, 3, *size)
+    assert net(x).shape == (1, 3, 4 * size[0], 4 * size[1])
+    required = spandrel.SizeRequirements(minimum=minimum, multiple_of=multiple, square=square)
+    assert torch.equal(got[0], pad_tensor(x, required)[1])
+
+
+def test_a_swinir_with_further_weights_is_called_so(tmp_path):
+    state = SwinIR(**SWINIR).state_dict() | {"absolute_pos_embed": torch.zeros(1, 4, 12)}
+    save_atomic({"params": state}, tmp_path / "ape.pth")
+    with pytest.raises(ValueError) as error:
+        load_net(tmp_path / "ape.pth")
+    one_line(error, "ape.pth: a SwinIR but for 1 further weights, as absolute_pos_embed")
 
 
 def test_networks_that_spandrel_calls_in_a_way_of_its_own_are_refused(tmp_path):

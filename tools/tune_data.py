@@ -121,7 +121,10 @@ def make_data(parts: dict[str, list[Path]], work: Path, degradation: str, shrink
         listing["shrink"] = shrink
     record = work / "split.json"
     if record.is_file():
-        made = json.loads(record.read_text())
+        try:
+            made = json.loads(record.read_text())
+        except ValueError as error:
+            raise ValueError(f"{record}: damaged; delete {work}, or give another --work") from error
         other = [what for what in ("degradation", "shrink") if made.get(what) != listing.get(what)]
         if made != listing:
             why = {"degradation": "for another kind of network", "shrink": "with another --shrink"}
