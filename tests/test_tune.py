@@ -106,16 +106,16 @@ def test_two_photos_of_one_name_are_refused(tmp_path):
     (("--out", "photos"), "--out photos: has the photos; give another folder"),
     (("--work", "photos/../photos"), "has the photos"),
     (("--out", "net.pth"), "--out net.pth: a file"),
-    (("--patch-size", 100), "'100': must be a multiple of 8"),
 ])
-def test_folders_and_flags_are_checked_at_the_start(flags, message, tmp_path):
+def test_folders_are_checked_at_the_start(flags, message, tmp_path, monkeypatch):
     photos = make_photos(tmp_path / "photos")
     (tmp_path / "net.pth").touch()
-    done = run_script("tools.tune", "photos", "--init", "net.pth", *flags, cwd=tmp_path)
-    assert done.returncode == 2 and message in done.stderr, done.stderr
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        tune.main(tune.parse_args(["photos", "--init", "net.pth", *flags]))
     (photos / "SOURCES.csv").write_text("name,author\na,b\n")
-    done = run_script("tools.tune", "photos", "--init", "net.pth", cwd=tmp_path)
-    assert done.returncode == 2 and "SOURCES.csv: no column file, licence" in done.stderr
+    with pytest.raises(ValueError, match="SOURCES.csv: no column file, licence"):
+        tune.main(tune.parse_args(["photos", "--init", "net.pth"]))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["net.pth", "photos"]
 
 
