@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 from faults.campaign import flip_bits, mutate_images
 from faults.kill_loop import difference, result
@@ -9,6 +10,7 @@ from faults.kill_loop import difference, result
 from models.checkpoint import save_atomic, write_csv
 
 
+@pytest.mark.slow
 def test_no_flipped_bit_changes_a_loaded_value(tmp_path):
     seen = flip_bits(20, 1, tmp_path)
     assert set(seen) <= {"refused", "made anew", "harmless"} and seen["refused"] >= 5, seen

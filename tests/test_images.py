@@ -342,6 +342,7 @@ def test_whatever_a_decoder_raises_becomes_one_line():
             raise error
 
 
+@pytest.mark.slow
 def test_names_that_are_no_text_lose_nothing(tmp_path):
     """caf\\xe9.png lost the scores of all photos; a line separator cut a row in two."""
     names = [b"caf\xe9.png", "line\u2028end.png".encode(), b"new\nline.png", b"#1.png"]
