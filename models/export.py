@@ -15,6 +15,7 @@ import json
 import re
 import zlib
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -147,17 +148,20 @@ def write_onnx(
         temporary.write_bytes(program.model_proto.SerializeToString())
         if not importlib.util.find_spec("onnxruntime"):
             return None
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
         try:
-            return max(_onnx_difference(net, temporary, *size) for size in sizes)
+            return max(_onnx_difference(net, session, *size) for size in sizes)
         except ValueError as error:
             raise ValueError(f"{path}: {error}; {way}") from error
 
 
-def _onnx_difference(net: nn.Module, file: Path, h: int, w: int) -> float:
-    """Largest difference of the outputs for a random image. ValueError where it is too large."""
-    import onnxruntime
+def _onnx_difference(net: nn.Module, session: Any, h: int, w: int) -> float:
+    """Largest difference of the outputs for a random image. ValueError where it is too large.
 
-    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    session: onnxruntime's
+    """
     x = torch.rand(1, 3, h, w, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = net(x)

@@ -341,7 +341,7 @@ def test_validation_may_begin_at_a_resume_but_not_with_a_guard(base, pairs, monk
     call(train_sr, *flags, *pairs, "--steps", 4, cwd=base)
     assert [row["step"] for row in read_validations(base / "later")] == ["4"]
     assert (base / "later/net_g_best.pt").is_file()
-    # A run that goes on without validation keeps the rows. Its result is the last step's network.
+    # Without validation the run goes on, keeps the rows, and ends with the last step's network
     call(train_sr, *flags, "--steps", 5, cwd=base)
     call(train_sr, *RAND, "--steps", 5, "--out", "unvalidated", cwd=base)
     assert [row["step"] for row in read_validations(base / "later")] == ["4"]

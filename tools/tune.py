@@ -333,7 +333,7 @@ def main(args: argparse.Namespace) -> None:
         if path.resolve() == folder or path.exists() and not path.is_dir():
             raise ValueError(f"{flag} {path}: {'has the photos' if path.is_dir() else 'a file'}; "
                              "give another folder")
-    read_sources(args)
+    read_sources(args)  # needed at the end alone
     photos = usable_photos(args.photos, args.patch_size, args.shrink)
     parts = split_photos(photos)
     args.init = args.init or fetch_network("realesrgan_x4plus")

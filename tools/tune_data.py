@@ -121,15 +121,7 @@ def make_data(parts: dict[str, list[Path]], work: Path, degradation: str, shrink
         listing["shrink"] = shrink
     record = work / "split.json"
     if record.is_file():
-        try:
-            made = json.loads(record.read_text())
-        except ValueError as error:
-            raise ValueError(f"{record}: damaged; delete {work}, or give another --work") from error
-        other = [what for what in ("degradation", "shrink") if made.get(what) != listing.get(what)]
-        if made != listing:
-            why = {"degradation": "for another kind of network", "shrink": "with another --shrink"}
-            raise ValueError(f"{work}: made {why[other[0]] if other else 'of other photos'}; give "
-                             "another --work and --out, or delete it")
+        check_record(record, listing)
     else:
         if taken := [part for part in parts if (work / part).exists()]:
             raise ValueError(f"{work}: has a folder {taken[0]} of other origin; give another "
@@ -146,6 +138,22 @@ def make_data(parts: dict[str, list[Path]], work: Path, degradation: str, shrink
     for part in ("val", "test"):
         write_crops(parts[part], work / part, degradation, shrink)
     write_whole(parts["test"][:2], work / "test", degradation, shrink)
+
+
+def check_record(record: Path, listing: dict) -> None:
+    """ValueError if a work folder's split.json tells of other photos or settings than `listing`."""
+    work = record.parent
+    try:
+        made = json.loads(record.read_text())
+    except ValueError as error:
+        raise ValueError(f"{record}: damaged; delete {work}, or give another --work") from error
+    if made != listing:
+        why = "of other photos"
+        if made.get("shrink") != listing.get("shrink"):
+            why = "with another --shrink"
+        if made.get("degradation") != listing["degradation"]:
+            why = "for another kind of network"
+        raise ValueError(f"{work}: made {why}; give another --work and --out, or delete it")
 
 
 def list_crops(work: Path, part: str = "test") -> list[Path]:
